@@ -1,0 +1,87 @@
+"""What every agent needs and no learning rule is about: schedules, EMA, and a state that resumes bit for bit."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.types import DeployedPolicy, State
+
+
+def cosine(progress: float, start: float, end: float) -> float:
+    """Half a cosine from start (progress <= 0) to end (progress >= 1)."""
+    progress = min(max(progress, 0.0), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def adamw(module: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """Fused AdamW over a module's trainable parameters."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move every parameter of ``average`` towards ``module``'s by 1 - decay."""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+
+
+class BaseAgent:
+    """Deployment, chunk bookkeeping and state of an agent around one policy.
+
+    Subclasses name in ``_parts`` every attribute that learning changes: modules, optimisers, generators, scalers.
+
+    Attributes:
+        policy: the policy as it stands.
+        chunk: A.
+        updates: calls of ``update`` so far.
+        iterations: calls of ``update`` that the schedules are laid out for.
+        generator: the agent's own stream of randomness.
+    """
+
+    _parts: tuple[str, ...] = ("policy", "generator")
+    policy: GenerativePolicy
+
+    def __init__(self, policy: GenerativePolicy, iterations: int, seed: int) -> None:
+        self.policy, self.chunk, self.iterations = policy, policy.execute, max(iterations, 1)
+        self.updates = 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def reset(self, done: Tensor) -> None:
+        """Chunk policies hold nothing per env."""
+
+    def deploy(self) -> DeployedPolicy:
+        """The policy without exploration noise."""
+        return self.policy.deploy()
+
+    def state_dict(self) -> State:
+        """Everything named in ``_parts``, and the number of updates."""
+        return {"updates": self.updates} | {name: _state_of(getattr(self, name)) for name in self._parts}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue bit for bit where ``state_dict`` was taken."""
+        self.updates = state["updates"]
+        for name in self._parts:
+            _restore(getattr(self, name), state[name])
+
+
+def _state_of(part: Any) -> Any:
+    return part.get_state() if isinstance(part, torch.Generator) else dict(part.state_dict())
+
+
+def _restore(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif isinstance(part, torch.optim.Optimizer):
+        # A checkpoint's keys are text; torch numbers its parameters.
+        part.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
+    else:
+        part.load_state_dict(state)

@@ -1,0 +1,83 @@
+"""Behaviour cloning: regress the policy on demonstrations, deploy the moving average of its weights.
+
+Settings are DPPO's pre-training (Ren et al. 2024, appendix D), with a larger batch and the average updated from the start.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, ema_update, set_lr
+from diffpolicy_rl.data.dataset import ChunkDataset
+from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.types import Extras, Obs
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Settings of behaviour cloning.
+
+    Attributes:
+        lr: learning rate at the start.
+        final_lr: learning rate at the end of the cosine.
+        batch: chunks per gradient step.
+        steps: gradient steps per iteration.
+        weight_decay: AdamW's.
+        ema_decay: decay of the weight average per update of it.
+        ema_every: gradient steps between updates of the average.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    lr: float = 1e-3
+    final_lr: float = 1e-4
+    batch: int = 512
+    steps: int = 100
+    weight_decay: float = 1e-6
+    ema_decay: float = 0.995
+    ema_every: int = 10
+    max_grad_norm: float = 10.0
+
+
+class BC(BaseAgent):
+    """Behaviour cloning of a generative policy."""
+
+    Config = BCConfig
+    data: ClassVar[Literal["rollout", "replay"]] = "replay"
+    phases: ClassVar[tuple[str, ...]] = ("bc",)
+    _parts = ("policy", "generator", "online", "optimizer")
+
+    def __init__(self, policy: GenerativePolicy, config: BCConfig, *, iterations: int, seed: int) -> None:
+        super().__init__(policy.frozen_copy(), iterations, seed)
+        self.config, self.online = config, policy
+        self.optimizer = adamw(policy, config.lr, config.weight_decay)
+
+    def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
+        """A sample of the averaged policy (N, A, D); cloning explores no further."""
+        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator)
+        chunk = self.policy.sample(obs, noise)[:, : self.chunk]
+        return self.policy.action_normalizer.inverse(chunk), {}
+
+    def update(self, buffer: ChunkDataset) -> Mapping[str, Tensor]:
+        """``config.steps`` gradient steps on random windows."""
+        losses = [self._gradient_step(buffer, self.updates * self.config.steps + i) for i in range(self.config.steps)]
+        self.updates += 1
+        return {"bc/loss": torch.stack(losses).mean()}
+
+    def _gradient_step(self, buffer: ChunkDataset, step: int) -> Tensor:
+        config = self.config
+        set_lr(self.optimizer, cosine(step / (self.iterations * config.steps), config.lr, config.final_lr))
+        batch = buffer.sample(config.batch, self.generator)
+        loss = self.online.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip_grad_norm_(self.online.parameters(), config.max_grad_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+        if (step + 1) % config.ema_every == 0:
+            updates = (step + 1) // config.ema_every
+            # A short memory at first, so that the average forgets the random initial weights.
+            ema_update(self.policy, self.online, min(config.ema_decay, (1 + updates) / (10 + updates)))
+        return loss.detach()

@@ -1,0 +1,49 @@
+"""Time embeddings: public time t in [0, 1] to features."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Public time is a fraction; embeddings were designed for step counts of this order (DPPO's K, DDPM's T / 10).
+_STEPS = 100.0
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sine and cosine features at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        dim: number of features, even.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        exponents = torch.arange(half) / max(half - 1, 1)
+        self.register_buffer("frequencies", _STEPS * 10_000.0**-exponents, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times (...) to features (..., dim)."""
+        angles = t.unsqueeze(-1) * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features with learned frequencies (Tancik et al. 2020, eq. 5; learned as in IDQL).
+
+    Args:
+        dim: number of features, even.
+        std: standard deviation of the initial frequencies, in periods per hundredth of the time axis.
+    """
+
+    def __init__(self, dim: int, std: float = 0.2) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.randn(dim // 2) * std)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times (...) to features (..., dim)."""
+        angles = (2 * math.pi * _STEPS) * t.unsqueeze(-1) * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+EMBEDDINGS: dict[str, type[nn.Module]] = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}

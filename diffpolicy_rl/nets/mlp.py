@@ -1,0 +1,135 @@
+"""Residual MLPs: the trunk that critics use as it is, and DPPO's denoising net on top of it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffpolicy_rl.nets.embeddings import EMBEDDINGS
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation block y = x + L2(act(L1(act(x))))."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., width) to (..., width)."""
+        return x + self.second(self.activation(self.first(self.activation(x))))
+
+
+class ResidualTrunk(nn.Sequential):
+    """Residual blocks and the output layer of DPPO's residual MLP (Ren et al. 2024, appendix D).
+
+    Args:
+        hidden: widths, equal and odd in number: the input layer's, then two per block. [512, 512, 512] is one block.
+        out: output width.
+        activation: a name in ``ACTIVATIONS``.
+    """
+
+    def __init__(self, hidden: Sequence[int], out: int, activation: str) -> None:
+        if len(set(hidden)) != 1 or len(hidden) % 2 == 0:
+            raise ValueError(f"a residual MLP needs an odd number of equal widths, not {list(hidden)}")
+        blocks = [ResidualBlock(hidden[0], activation) for _ in range(len(hidden) // 2)]
+        super().__init__(*blocks, nn.Linear(hidden[0], out))
+
+
+class ResidualMLP(nn.Sequential):
+    """Input layer and residual trunk: (..., inputs) to (..., out)."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], out: int, activation: str) -> None:
+        super().__init__(nn.Linear(inputs, hidden[0]), ResidualTrunk(hidden, out, activation))
+
+
+class DenoisingMLP(nn.Module):
+    """DPPO's residual MLP over (noisy chunk, time, condition), predicting noise, action or velocity.
+
+    The input layer over the concatenation is kept as three summands. What depends on time and condition alone is the
+    ``context``: computed once per chunk for all K steps, instead of once per step.
+
+    Args:
+        horizon: H.
+        action_dim: D.
+        cond_dim: width of the condition features.
+        hidden: see ``ResidualTrunk``.
+        activation: a name in ``ACTIVATIONS``.
+        time_dim: width of the time embedding.
+        time_embedding: a name in ``EMBEDDINGS``.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        action_dim: int,
+        cond_dim: int,
+        hidden: Sequence[int] = (512, 512, 512),
+        activation: str = "relu",
+        time_dim: int = 16,
+        time_embedding: str = "sinusoidal",
+    ) -> None:
+        super().__init__()
+        width, size = hidden[0], horizon * action_dim
+        self.action_shape = (horizon, action_dim)
+        self.time = nn.Sequential(
+            EMBEDDINGS[time_embedding](time_dim),
+            nn.Linear(time_dim, 2 * time_dim),
+            nn.Mish(),
+            nn.Linear(2 * time_dim, time_dim),
+        )
+        self.action_in = nn.Linear(size, width)
+        self.time_in = nn.Linear(time_dim, width, bias=False)
+        self.cond_in = nn.Linear(cond_dim, width, bias=False)
+        self.trunk = ResidualTrunk(hidden, size, activation)
+        self._init_as_one_layer(size + time_dim + cond_dim)
+
+    def _init_as_one_layer(self, fan_in: int) -> None:
+        bound = 1 / math.sqrt(fan_in)
+        for layer in (self.action_in, self.time_in, self.cond_in):
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """What the net needs of start time t (...), stop time s (unused: a one-time model) and condition (..., F).
+
+        Leading dimensions broadcast; the result is (..., width).
+        """
+        return self.time_in(self.time(t)) + self.cond_in(cond)
+
+    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map noisy chunks (..., H, D) and their context (..., width) to predictions (..., H, D)."""
+        hidden = self.action_in(x.flatten(-2))
+        return self.trunk(hidden + context).unflatten(-1, self.action_shape)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """Predict at noisy chunks (B, H, D), times (B,), stop times (B,), condition (B, F); returns (B, H, D)."""
+        return self.denoise(x, self.context(t, s, cond))
+
+
+class NoiseNet(nn.Module):
+    """Small tanh MLP from (time, condition) to one unbounded number per chunk element (ReinFlow, section 4.1).
+
+    It has a fixed sinusoidal time embedding of its own: no gradient reaches the policy's.
+    """
+
+    def __init__(self, horizon: int, action_dim: int, cond_dim: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.action_shape = (horizon, action_dim)
+        self.time = EMBEDDINGS["sinusoidal"](16)
+        widths = [16 + cond_dim, *hidden]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], horizon * action_dim))
+
+    def forward(self, t: Tensor, cond: Tensor) -> Tensor:
+        """Map times (K,) and conditions (B, F) to (B, K, H, D)."""
+        batch, steps = len(cond), len(t)
+        time = self.time(t).expand(batch, steps, -1)
+        features = torch.cat([time, cond.unsqueeze(1).expand(-1, steps, -1)], dim=-1)
+        return self.layers(features).unflatten(-1, self.action_shape)

@@ -1,0 +1,200 @@
+"""The one policy interface that every agent, evaluation and export is written against."""
+
+import copy
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from diffpolicy_rl.policies.normalize import Normalizer
+from diffpolicy_rl.policies.process import Process
+from diffpolicy_rl.policies.std import StdRule
+from diffpolicy_rl.types import Chain, DeployedPolicy, Obs
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class GenerativePolicy(nn.Module):
+    """Encoder, denoising net, process and normalisers: a distribution over action chunks.
+
+    Observations enter raw; actions and noise are in normalised units everywhere in this class.
+
+    Args:
+        net: denoising net, see ``process.Net``.
+        process: noise process.
+        obs_normalizer: over (O,) or (To, O).
+        action_normalizer: over (D,).
+        horizon: H.
+        execute: A <= H, how many actions of a chunk are executed.
+        steps: K.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Process,
+        obs_normalizer: Normalizer,
+        action_normalizer: Normalizer,
+        horizon: int,
+        execute: int,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        if not 1 <= execute <= horizon:
+            raise ValueError(f"execute={execute} must lie between 1 and the horizon {horizon}")
+        self.net, self.process = net, process
+        self.obs_normalizer, self.action_normalizer = obs_normalizer, action_normalizer
+        self.horizon, self.execute, self.steps = horizon, execute, steps
+        self.action_shape = (horizon, len(action_normalizer.shift))
+        self.std_rule: StdRule | None = None
+        process.grid(steps)  # refuses a number of steps that the process cannot take
+
+    def encode(self, obs: Obs) -> Tensor:
+        """Condition features (B, F) of raw observations (B, O) or (B, To, O)."""
+        assert isinstance(obs, Tensor)
+        return self.obs_normalizer(obs).flatten(1)
+
+    def sample(
+        self,
+        obs: Obs,
+        noise: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        eta: float = 0.0,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Draw chunks (B, H, D); differentiable, and deterministic in the noise.
+
+        Args:
+            obs: raw observations.
+            noise: standard normal, (B, H, D) if eta = 0, else (B, K+1, H, D): the initial noise and every move's.
+            steps: K, by default the policy's own.
+            eta: 0 for DDIM or the flow's ODE, 1 for DDPM.
+            features: what ``encode(obs)`` gave, to encode once for several samples.
+        """
+        cond = self.encode(obs) if features is None else features
+        grid = self.process.grid(steps or self.steps)
+        if noise is None:
+            shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
+            noise = torch.randn((len(cond), *shape), device=cond.device)
+        x = noise if eta == 0 else noise[:, 0]
+        for k, context in enumerate(self._contexts(grid, cond)):
+            x, std = self.process.step(x, self.net.denoise(x, context), grid[k], grid[k + 1], eta)
+            if std > 0:
+                x = x + std * noise[:, k + 1]
+        return x
+
+    def loss(
+        self,
+        obs: Obs,
+        action: Tensor,
+        *,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Regression loss per sample (B,) of the process, on actions (B, H, D).
+
+        Args:
+            obs: raw observations.
+            action: normalised chunks.
+            noise: (B, H, D); drawn if not given.
+            t: (B,); drawn if not given.
+            mask: (B, H) bool, False where a chunk runs past its episode.
+            generator: CPU generator for what is drawn.
+        """
+        if noise is None:
+            noise = torch.randn(action.shape, generator=generator).to(action.device)
+        if t is None:
+            t = self.process.sample_time(len(action), generator).to(action.device)
+        return self.process.loss(self.net, action, noise, t, self.encode(obs), mask)
+
+    def sample_chain(
+        self,
+        obs: Obs,
+        noise: Tensor | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Chain:
+        """Draw the moves ``start`` to ``stop`` of a chain with the policy's StdRule, and their log-densities.
+
+        Args:
+            obs: raw observations.
+            noise: the chain's first state (B, H, D), standard normal if not given.
+            start: index of the first move.
+            stop: index after the last move, K by default.
+            generator: CPU generator for what is drawn.
+        """
+        assert self.std_rule is not None
+        cond, rule = self.encode(obs), self.std_rule
+        grid = self.process.grid(self.steps)[start : (self.steps if stop is None else stop) + 1]
+        stds = self._stds(grid, cond)
+        shape = (len(cond), len(grid), *self.action_shape)
+        unit = torch.randn(shape, generator=generator).to(cond.device)
+        unit[:, 1:].clamp_(-rule.noise_clip, rule.noise_clip)
+        states = torch.empty_like(unit)
+        states[:, 0] = unit[:, 0] if noise is None else noise
+        for k, context in enumerate(self._contexts(grid, cond)):
+            pred = self.net.denoise(states[:, k], context)
+            mean, _ = self.process.step(states[:, k], pred, grid[k], grid[k + 1], rule.eta)
+            torch.addcmul(mean, stds[:, k], unit[:, k + 1], out=states[:, k + 1])
+        log_prob = -0.5 * unit[:, 1:].square() - stds.log() - _HALF_LOG_2PI
+        return Chain(states, log_prob, start)
+
+    def chain_log_prob(self, obs: Obs, chain: Chain) -> tuple[Tensor, Tensor]:
+        """Log-density (B, K', H, D) of a chain's moves and, broadcastable to that, their entropies."""
+        cond, states = self.encode(obs), chain.states
+        grid = self.process.grid(self.steps)[chain.start : chain.start + states.shape[1]]
+        stds = self._stds(grid, cond)
+        t, s = self._times(grid, states.device)
+        before, after = states[:, :-1], states[:, 1:]
+        pred = self.net.denoise(before, self.net.context(t.to(cond.dtype), s.to(cond.dtype), cond.unsqueeze(1)))
+        rule = self.std_rule
+        assert rule is not None
+        mean, _ = self.process.step(before, pred, t.view(-1, 1, 1), s.view(-1, 1, 1), rule.eta)
+        log_std = stds.log() + _HALF_LOG_2PI
+        return -0.5 * ((after - mean) / stds).square() - log_std, log_std + 0.5
+
+    def deploy(self, eta: float = 0.0) -> "SampledPolicy":
+        """The policy as it is shipped, sharing these weights."""
+        return SampledPolicy(self, eta)
+
+    def frozen_copy(self) -> Self:
+        """A copy that no gradient reaches."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def _times(self, grid: list[float], device: torch.device) -> tuple[Tensor, Tensor]:
+        times = torch.tensor(grid, dtype=torch.float64, device=device)
+        return times[:-1], times[1:]
+
+    def _contexts(self, grid: list[float], cond: Tensor) -> tuple[Tensor, ...]:
+        """What the net needs beside the noisy chunk, for every move at once."""
+        t, s = self._times(grid, cond.device)
+        return self.net.context(t.to(cond.dtype), s.to(cond.dtype), cond.unsqueeze(1)).unbind(1)
+
+    def _stds(self, grid: list[float], cond: Tensor) -> Tensor:
+        assert self.std_rule is not None
+        t, s = self._times(grid, cond.device)
+        return self.std_rule(self.process.std(t, s, self.std_rule.eta), t, cond)
+
+
+class SampledPolicy(DeployedPolicy):
+    """A GenerativePolicy's sampler in env units.
+
+    Args:
+        policy: the policy; its weights are shared.
+        eta: stochasticity of the sampler.
+    """
+
+    def __init__(self, policy: GenerativePolicy, eta: float) -> None:
+        super().__init__()
+        self.policy, self.eta, self.execute = policy, eta, policy.execute
+        self.noise_shape = policy.action_shape if eta == 0 else (policy.steps + 1, *policy.action_shape)
+
+    def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
+        """Map raw observations (N, O) and noise (N, *noise_shape) to actions (N, H, D) in env units."""
+        return self.policy.action_normalizer.inverse(self.policy.sample(obs, noise, eta=self.eta))

@@ -1,0 +1,60 @@
+"""What a noise process is: how actions are corrupted, what the net learns, and how one sampling move is made.
+
+Processes are pure and stateless. Public time runs t = 0 (noise) to t = 1 (action); a process converts inside.
+"""
+
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Time = TypeVar("Time", float, Tensor)
+"""A time is a Python float in the sampling loop, or a float64 tensor that broadcasts against (..., H, D)."""
+
+
+class Net(Protocol):
+    """A denoising net: ``net(x, t, s, cond)``, in two parts so that ``context`` can be computed once per chunk."""
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """Predict (B, H, D) at noisy chunks (B, H, D), times (B,), stop times (B,) and conditions (B, F)."""
+        ...
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """The part of the computation that does not depend on the noisy chunk; leading dimensions broadcast."""
+        ...
+
+    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+        """The rest of it."""
+        ...
+
+
+class Process(Protocol):
+    """A noise process."""
+
+    def grid(self, steps: int) -> list[float]:
+        """The K + 1 times of a K-step sampler, 0.0 to 1.0: one grid for sampling and likelihood."""
+        ...
+
+    def sample_time(self, batch: int, generator: torch.Generator | None) -> Tensor:
+        """Training times (B,), drawn on the CPU."""
+        ...
+
+    def loss(self, net: Net, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None) -> Tensor:
+        """Regression loss per sample (B,) at given noise (B, H, D) and t (B,), averaged over valid rows of mask (B, H)."""
+        ...
+
+    def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:
+        """Mean and standard deviation of the move from t to s; eta = 0 is deterministic, eta = 1 fully stochastic."""
+        ...
+
+    def std(self, t: Time, s: Time, eta: float) -> Time:
+        """The standard deviation that ``step`` returns; it does not depend on x."""
+        ...
+
+
+def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean squared error per sample (B,) of (B, H, D), over the rows where mask (B, H) is set."""
+    error = (pred - target).square().mean(-1)
+    if mask is None:
+        return error.mean(-1)
+    return (error * mask).sum(-1) / mask.sum(-1)
