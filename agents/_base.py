@@ -43,6 +43,7 @@ class BaseAgent:
         policy: the policy as it stands.
         chunk: A.
         updates: calls of ``update`` so far.
+        gradient_steps: optimiser steps of the policy so far.
         iterations: calls of ``update`` that the schedules are laid out for.
         generator: the agent's own stream of randomness.
     """
@@ -52,7 +53,7 @@ class BaseAgent:
 
     def __init__(self, policy: GenerativePolicy, iterations: int, seed: int) -> None:
         self.policy, self.chunk, self.iterations = policy, policy.execute, max(iterations, 1)
-        self.updates = 0
+        self.updates = self.gradient_steps = 0
         self.generator = torch.Generator().manual_seed(seed)
 
     def reset(self, done: Tensor) -> None:
@@ -63,12 +64,13 @@ class BaseAgent:
         return self.policy.deploy()
 
     def state_dict(self) -> State:
-        """Everything named in ``_parts``, and the number of updates."""
-        return {"updates": self.updates} | {name: _state_of(getattr(self, name)) for name in self._parts}
+        """Everything named in ``_parts``, and the counters."""
+        counters = {"updates": self.updates, "gradient_steps": self.gradient_steps}
+        return counters | {name: _state_of(getattr(self, name)) for name in self._parts}
 
     def load_state_dict(self, state: State) -> None:
         """Continue bit for bit where ``state_dict`` was taken."""
-        self.updates = state["updates"]
+        self.updates, self.gradient_steps = state["updates"], state["gradient_steps"]
         for name in self._parts:
             _restore(getattr(self, name), state[name])
 

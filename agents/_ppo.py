@@ -86,7 +86,7 @@ class ChainPPO(BaseAgent):
     _parts = ("policy", "generator", "critic", "actor_optimizer", "critic_optimizer", "reward_scaler")
 
     def __init__(
-        self, policy: GenerativePolicy, std_rule: StdRule, config: PPOConfig, *, num_envs: int, iterations: int, seed: int
+        self, policy: GenerativePolicy, std_rule: StdRule, config: PPOConfig, *, iterations: int, seed: int
     ) -> None:
         super().__init__(policy, iterations, seed)
         self.config = config
@@ -94,7 +94,7 @@ class ChainPPO(BaseAgent):
         self.critic = ValueNet(policy.obs_normalizer.shift.numel(), config.critic_hidden)
         self.actor_optimizer = adamw(policy, config.lr)
         self.critic_optimizer = adamw(self.critic, config.critic_lr)
-        self.reward_scaler = RewardScaler(num_envs)
+        self.reward_scaler = RewardScaler()
 
     @torch.inference_mode()
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
@@ -102,10 +102,10 @@ class ChainPPO(BaseAgent):
         if not explore:
             noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator)
             return self._to_env(self.policy.sample(obs, noise)), {}
-        chain = self.policy.sample_chain(obs, generator=self.generator)
+        chain, log_prob = self.policy.sample_chain(obs, generator=self.generator)
         extras = {
             "chain": chain.states,
-            "log_prob": reduce_log_prob(chain.log_prob[:, :, : self.chunk], self.config.reduction),
+            "log_prob": reduce_log_prob(log_prob[:, :, : self.chunk], self.config.reduction),
             "value": self.value(obs),
         }
         return self._to_env(chain.states[:, -1]), extras
@@ -116,7 +116,6 @@ class ChainPPO(BaseAgent):
 
     def update(self, buffer: RolloutBuffer) -> Mapping[str, Tensor]:
         """Epochs of minibatches over one rollout."""
-        self._schedule()
         batch = self._prepare(buffer)
         history: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
@@ -124,6 +123,7 @@ class ChainPPO(BaseAgent):
             if history[-1]["ppo/kl"] > self.config.target_kl:
                 break
         self.updates += 1
+        self._schedule()
         metrics = {name: torch.stack([step[name] for step in history]).mean() for name in history[0]}
         metrics["ppo/first_ratio_error"] = history[0]["ppo/ratio_error"]
         explained = 1 - (batch["returns"] - batch["value"]).var() / batch["returns"].var().clamp(min=1e-8)
@@ -136,7 +136,7 @@ class ChainPPO(BaseAgent):
         return cosine(self.updates / self.iterations, self.config.lr, self.config.final_lr)
 
     def _schedule(self) -> None:
-        """Set what changes from iteration to iteration."""
+        """Set what changes from iteration to iteration, once a rollout has been used up."""
         set_lr(self.actor_optimizer, self._lr())
 
     @torch.no_grad()
@@ -164,6 +164,7 @@ class ChainPPO(BaseAgent):
         if self.updates >= config.critic_warmup:
             loss, metrics = self._policy_loss(batch)
             self._descend(self.actor_optimizer, loss)
+            self.gradient_steps += 1
         else:
             metrics = {"ppo/kl": torch.zeros(()), "ppo/ratio_error": torch.zeros(())}
         value_loss = 0.5 * (self.value(batch["obs"]) - batch["returns"]).square().mean()
@@ -172,7 +173,7 @@ class ChainPPO(BaseAgent):
 
     def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        log_prob, entropy = self.policy.chain_log_prob(batch["obs"], Chain(batch["chain"], batch["log_prob"]))
+        log_prob, entropy = self.policy.chain_log_prob(batch["obs"], Chain(batch["chain"]))
         log_ratio = reduce_log_prob(log_prob[:, :, : self.chunk], config.reduction) - batch["log_prob"]
         ratio = log_ratio.exp()
         advantage = batch["advantage"]

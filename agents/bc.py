@@ -57,27 +57,29 @@ class BC(BaseAgent):
 
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """A sample of the averaged policy (N, A, D); cloning explores no further."""
-        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator)
+        assert isinstance(obs, Tensor)
+        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(obs.device)
         chunk = self.policy.sample(obs, noise)[:, : self.chunk]
         return self.policy.action_normalizer.inverse(chunk), {}
 
     def update(self, buffer: ChunkDataset) -> Mapping[str, Tensor]:
         """``config.steps`` gradient steps on random windows."""
-        losses = [self._gradient_step(buffer, self.updates * self.config.steps + i) for i in range(self.config.steps)]
+        losses = [self._gradient_step(buffer) for _ in range(self.config.steps)]
         self.updates += 1
         return {"bc/loss": torch.stack(losses).mean()}
 
-    def _gradient_step(self, buffer: ChunkDataset, step: int) -> Tensor:
-        config = self.config
-        set_lr(self.optimizer, cosine(step / (self.iterations * config.steps), config.lr, config.final_lr))
+    def _gradient_step(self, buffer: ChunkDataset) -> Tensor:
+        config, horizon = self.config, self.iterations * self.config.steps
+        set_lr(self.optimizer, cosine(self.gradient_steps / horizon, config.lr, config.final_lr))
         batch = buffer.sample(config.batch, self.generator)
         loss = self.online.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clip_grad_norm_(self.online.parameters(), config.max_grad_norm, error_if_nonfinite=False)
         self.optimizer.step()
-        if (step + 1) % config.ema_every == 0:
-            updates = (step + 1) // config.ema_every
+        self.gradient_steps += 1
+        if self.gradient_steps % config.ema_every == 0:
+            updates = self.gradient_steps // config.ema_every
             # A short memory at first, so that the average forgets the random initial weights.
             ema_update(self.policy, self.online, min(config.ema_decay, (1 + updates) / (10 + updates)))
         return loss.detach()

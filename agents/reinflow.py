@@ -40,12 +40,10 @@ class ReinFlow(ChainPPO):
 
     Config = ReinFlowConfig
 
-    def __init__(
-        self, policy: GenerativePolicy, config: ReinFlowConfig, *, num_envs: int, iterations: int, seed: int
-    ) -> None:
+    def __init__(self, policy: GenerativePolicy, config: ReinFlowConfig, *, iterations: int, seed: int) -> None:
         features = policy.obs_normalizer.shift.numel()
         rule = LearnedStd(*policy.action_shape, features, config.std_low, config.std_high, config.std_hidden)
-        super().__init__(policy, rule, config, num_envs=num_envs, iterations=iterations, seed=seed)
+        super().__init__(policy, rule, config, iterations=iterations, seed=seed)
         self.bounds = config
 
     def _schedule(self) -> None:

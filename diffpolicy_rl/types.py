@@ -50,12 +50,10 @@ class Chain(NamedTuple):
 
     Attributes:
         states: (B, K'+1, H, D); states[:, 0] is the input of move ``start``.
-        log_prob: (B, K', H, D) log-density of each move as it was drawn.
         start: index of the first move in the policy's grid.
     """
 
     states: Tensor
-    log_prob: Tensor
     start: int = 0
 
 
@@ -142,12 +140,14 @@ class Agent(Protocol):
         phases: the phases a run of this agent goes through, in order, out of ``bc``, ``offline`` and ``online``.
         chunk: A, the number of actions the agent wants executed per decision.
         policy: the policy as it stands; the next phase starts from it.
+        gradient_steps: optimiser steps of the policy so far.
     """
 
     data: ClassVar[Literal["rollout", "replay"]]
     phases: ClassVar[tuple[str, ...]]
     chunk: int
     policy: Any
+    gradient_steps: int
 
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """Actions (N, A, D) in env units, and what the buffer shall keep beside them."""

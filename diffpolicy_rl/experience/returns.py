@@ -51,13 +51,12 @@ class RewardScaler:
     """Divides rewards by the running std of the discounted return (Engstrom et al. 2020, section 3), without centring.
 
     Args:
-        num_envs: N.
         clip: bound on the scaled reward.
     """
 
-    def __init__(self, num_envs: int, clip: float = 10.0) -> None:
+    def __init__(self, clip: float = 10.0) -> None:
         self.clip = clip
-        self._returns = torch.zeros(num_envs, dtype=torch.float64)
+        self._returns = torch.zeros(1, dtype=torch.float64)  # (N,) once rewards have been seen
         self._moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
 
     @property

@@ -119,8 +119,10 @@ class GenerativePolicy(nn.Module):
         start: int = 0,
         stop: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Chain:
-        """Draw the moves ``start`` to ``stop`` of a chain with the policy's StdRule, and their log-densities.
+    ) -> tuple[Chain, Tensor]:
+        """Draw the moves ``start`` to ``stop`` of a chain with the policy's StdRule.
+
+        Returns the chain and the log-densities (B, K', H, D) of its moves, which cost nothing here.
 
         Args:
             obs: raw observations.
@@ -143,7 +145,7 @@ class GenerativePolicy(nn.Module):
             mean, _ = self.process.step(states[:, k], pred, grid[k], grid[k + 1], rule.eta)
             torch.addcmul(mean, stds[:, k], unit[:, k + 1], out=states[:, k + 1])
         log_prob = -0.5 * unit[:, 1:].square() - stds.log() - _HALF_LOG_2PI
-        return Chain(states, log_prob, start)
+        return Chain(states, start), log_prob
 
     def chain_log_prob(self, obs: Obs, chain: Chain) -> tuple[Tensor, Tensor]:
         """Log-density (B, K', H, D) of a chain's moves and, broadcastable to that, their entropies."""

@@ -1,0 +1,16 @@
+"""Our own task definitions, by the id that ``make_env`` takes."""
+
+from diffpolicy_rl.envs.tasks.base import Physics, Task
+from diffpolicy_rl.envs.tasks.half_cheetah import HalfCheetah
+from diffpolicy_rl.envs.tasks.hopper import Hopper
+from diffpolicy_rl.envs.tasks.swimmer import Swimmer
+from diffpolicy_rl.envs.tasks.walker2d import Walker2d
+
+TASKS: dict[str, type[Task]] = {
+    "Hopper-v5": Hopper,
+    "Walker2d-v5": Walker2d,
+    "HalfCheetah-v5": HalfCheetah,
+    "Swimmer-v5": Swimmer,
+}
+
+__all__ = ["TASKS", "Physics", "Task"]

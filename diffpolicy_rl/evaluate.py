@@ -1,0 +1,54 @@
+"""Evaluate a run: ``python -m diffpolicy_rl.evaluate runs/<run>``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffpolicy_rl import cli
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Play episodes with a run's deployed policy: the same evaluation that training reports.
+
+    Attributes:
+        run: the run folder.
+        which: last, best, base, or a checkpoint's step.
+        episodes: at least this many; rounded up to a multiple of the envs.
+        seed: of resets and noise; the seed that training logged repeats its evaluation.
+        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+        out: where the result goes, by default evaluation-<which>-s<seed>.json in the run folder.
+    """
+
+    run: str
+    which: str = "last"
+    episodes: int = 100
+    seed: int = 0
+    agent: str | None = None
+    out: str | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    config = cli.parse(EvaluateConfig, argv, "python -m diffpolicy_rl.evaluate RUN [key=value ...]", "run")
+    from diffpolicy_rl.training.build import build_env
+    from diffpolicy_rl.training.checkpoint import write_text
+    from diffpolicy_rl.training.config import resolve
+    from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
+    from diffpolicy_rl.training.run import load, read_config
+    from diffpolicy_rl.training.threads import use_fast_fp32
+
+    use_fast_fp32()
+    folder = Path(config.run)
+    policy = load(folder, config.which, config.agent)
+    settings = resolve(read_config(folder, config.agent))
+    env = build_env(settings, min(MAX_ENVS, config.episodes))
+    result = evaluate_policy(policy, env, config.episodes, config.seed)
+    out = Path(config.out) if config.out else folder / f"evaluation-{config.which}-s{config.seed}.json"
+    write_text(out, json.dumps({"which": config.which} | result, indent=2))
+    print(f"{describe(result)}; wrote {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

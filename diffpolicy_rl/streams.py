@@ -1,0 +1,10 @@
+"""Random streams that are a pure function of a key, so that none depends on how many others were used before it."""
+
+import numpy as np
+import torch
+
+
+def stream(*key: int) -> torch.Generator:
+    """A CPU generator seeded by non-negative integers, as in (seed, env row, episode)."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed) >> 1)

@@ -1,0 +1,106 @@
+"""From settings to objects: the only place that knows how agents and policies are put together."""
+
+from typing import Any
+
+import gymnasium
+import torch
+
+from diffpolicy_rl.data.catalog import resolve as resolve_data
+from diffpolicy_rl.data.d4rl import read
+from diffpolicy_rl.data.dataset import ChunkDataset
+from diffpolicy_rl.envs.make import make_env
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.policies.normalize import Normalizer
+from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.streams import stream
+from diffpolicy_rl.training.config import Component, PolicyConfig, TrainConfig, arguments, target
+from diffpolicy_rl.types import Agent, Spec, VecEnv
+
+_WEIGHTS, _AGENT = 2, 3  # stream keys
+
+
+def pick_device(name: str) -> torch.device:
+    """The device ``auto``, ``cpu`` or ``cuda`` stands for; UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device={name} is not available on this machine; use device=auto or device=cpu") from None
+
+
+def build_env(config: TrainConfig, num_envs: int) -> VecEnv:
+    """N copies of the run's task, stepped by the chunks its policy executes."""
+    env = config.env
+    return make_env(
+        env.id,
+        num_envs=num_envs,
+        chunk=config.policy.execute,
+        device=str(pick_device(config.device)),
+        backend=env.backend,
+        history=env.history,
+        threads=config.threads,
+        seed=config.seed,
+        **env.options,
+    )
+
+
+def spec_of(env: VecEnv) -> Spec:
+    """What a policy must know of an env."""
+    obs, action = env.single_observation_space, env.single_action_space
+    assert isinstance(action, gymnasium.spaces.Box)
+    assert obs.shape is not None
+    low, high = action.low.astype(float).tolist(), action.high.astype(float).tolist()
+    return Spec(env.spec_id, tuple(obs.shape), len(low), tuple(low), tuple(high))
+
+
+def build_policy(config: PolicyConfig, spec: Spec, seed: int) -> GenerativePolicy:
+    """A policy with random weights and normalisers that are not fitted yet."""
+    obs_normalizer = Normalizer(spec.obs_shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(_WEIGHTS, seed).initial_seed())
+        net = target(config.net["_target_"])(
+            config.horizon, spec.action_dim, obs_normalizer.shift.numel(), **arguments(config.net)
+        )
+    process = target(config.process["_target_"])(**arguments(config.process))
+    return GenerativePolicy(
+        net, process, obs_normalizer, Normalizer((spec.action_dim,)), config.horizon, config.execute, config.steps
+    )
+
+
+def build_agent(component: Component, policy: GenerativePolicy, iterations: int, seed: int) -> Agent:
+    """An agent around a policy, its own networks drawn from the seed."""
+    cls: Any = target(component["_target_"])
+    with torch.random.fork_rng(devices=[]):
+        generator = stream(_AGENT, seed)
+        torch.manual_seed(generator.initial_seed())
+        return cls(policy, cls.Config(**arguments(component)), iterations=iterations, seed=generator.initial_seed())
+
+
+def phase_component(config: TrainConfig, phase: str) -> Component:
+    """The learning rule of a phase: the agent's own, unless behaviour cloning only prepares it."""
+    phases = phases_of(config)
+    return config.bc if phase == "bc" and phases[-1] != "bc" else config.agent
+
+
+def phases_of(config: TrainConfig) -> tuple[str, ...]:
+    """The phases of a run, in order; a run that starts from another's policy clones nothing."""
+    phases: tuple[str, ...] = target(config.agent["_target_"]).phases  # type: ignore[attr-defined]
+    return tuple(phase for phase in phases if phase != "bc") if config.base else phases
+
+
+def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:
+    """The run's demonstrations, actions normalised, after fitting the policy's normalisers to them."""
+    if config.data.path is None:
+        raise UserError(
+            f"env={spec.env_id} has no packaged demonstrations; "
+            "give data=<file>, make one with diffpolicy_rl.collect, or start from base=<run>"
+        )
+    transitions = read(resolve_data(config.data.path))
+    device = policy.obs_normalizer.shift.device
+    dataset = ChunkDataset(transitions, policy.horizon, episodes=config.data.episodes, device=device)
+    dataset.check_fits(spec)
+    policy.obs_normalizer.fit(dataset.obs, config.policy.obs_norm)
+    policy.action_normalizer.fit(dataset.actions, config.policy.action_norm)
+    dataset.actions = policy.action_normalizer(dataset.actions)
+    return dataset

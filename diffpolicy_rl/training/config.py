@@ -1,0 +1,205 @@
+"""Every setting of a run, with its default; YAML and command line hold only what differs.
+
+Agents, policies and envs never see these classes: they receive plain typed arguments.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffpolicy_rl.cli import build, convert
+from diffpolicy_rl.errors import UserError, did_you_mean
+
+Component = dict[str, Any]
+"""A class by name under ``_target_``, and its arguments."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The task.
+
+    Attributes:
+        id: what ``make_env`` takes, as Hopper-v5 or my_module:MyEnv-v0.
+        num_envs: N, copies stepped together.
+        backend: batch, gymnasium or workers; by default the fastest that fits.
+        history: To, observations the policy sees.
+        options: keyword arguments of the task.
+    """
+
+    id: str
+    num_envs: int = 40
+    backend: str | None = None
+    history: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The demonstrations.
+
+    Attributes:
+        path: a file, or the name of a packaged set.
+        episodes: use only the first so many.
+    """
+
+    path: str | None = None
+    episodes: int | None = None
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The generative policy.
+
+    Attributes:
+        process: noise process.
+        net: denoising net.
+        steps: K, sampling steps.
+        horizon: H, actions predicted.
+        execute: A, actions executed.
+        obs_norm: normalisation of observations.
+        action_norm: normalisation of actions.
+    """
+
+    process: Component = field(default_factory=lambda: {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow"})
+    net: Component = field(default_factory=lambda: {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP"})
+    steps: int = 4
+    horizon: int = 4
+    execute: int = 4
+    obs_norm: Literal["min_max", "z_score"] = "min_max"
+    action_norm: Literal["min_max", "z_score"] = "min_max"
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How much of everything; schedules take their horizon from here.
+
+    Attributes:
+        bc_steps: gradient steps of behaviour cloning.
+        env_steps: env steps of online learning.
+        decisions: T, decisions of each env per iteration.
+        bc_eval_every: behaviour-cloning iterations between evaluations.
+        eval_every: online iterations between evaluations.
+        eval_episodes: episodes of an evaluation during training.
+        final_episodes: episodes of the evaluations in ``summary.json``.
+    """
+
+    bc_steps: int = 4000
+    env_steps: int = 400_000
+    decisions: int = 100
+    bc_eval_every: int = 1000
+    eval_every: int = 8
+    eval_episodes: int = 40
+    final_episodes: int = 100
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a run.
+
+    Attributes:
+        agent: the learning rule.
+        env: the task.
+        bc: behaviour cloning, where it precedes the agent.
+        policy: the generative policy.
+        data: the demonstrations.
+        budget: how much of everything.
+        base: a run whose pretrained policy to start from, instead of behaviour cloning.
+        seed: of everything random.
+        device: auto, cpu or cuda.
+        threads: cores to use, all by default.
+        loggers: trackers besides JSONL and TensorBoard, out of wandb and trackio.
+        video: write a video of the final policy where rendering works.
+        run_dir: where the run goes; by default a new folder under runs/.
+        iterations: stop after so many loop iterations over all phases.
+        max_minutes: stop after so many minutes.
+    """
+
+    agent: Component
+    env: EnvConfig
+    bc: Component = field(default_factory=lambda: {"_target_": "diffpolicy_rl.agents.bc.BC"})
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    base: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    loggers: tuple[str, ...] = ()
+    video: bool = True
+    run_dir: str | None = None
+    iterations: int | None = None
+    max_minutes: float | None = None
+
+
+def resolve(values: dict[str, Any]) -> TrainConfig:
+    """Check names and types of every setting and fill in the defaults, those of the components' classes included."""
+    config = build(TrainConfig, values)
+    policy = dataclasses.replace(
+        config.policy,
+        process=complete(config.policy.process, "policy.process."),
+        net=complete(config.policy.net, "policy.net."),
+    )
+    agent, bc = complete(config.agent, "agent."), complete(config.bc, "bc.")
+    return dataclasses.replace(config, agent=agent, bc=bc, policy=policy)
+
+
+def refuse_foreign_code(node: Any, trusted: str | None) -> None:
+    """Raise UserError if a tree read from a file names a class outside diffpolicy_rl that the user did not name."""
+    if isinstance(node, dict):
+        name = node.get("_target_", "diffpolicy_rl.")
+        if not name.startswith("diffpolicy_rl.") and name != trusted:
+            raise UserError(f"the run names code outside diffpolicy_rl; give agent={name} yourself to trust it")
+        for value in node.values():
+            refuse_foreign_code(value, trusted)
+
+
+def target(name: str) -> type:
+    """The class that a dotted path, or module:Class, names."""
+    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot find {name}: {error}") from error
+
+
+def settings(cls: type) -> dict[str, inspect.Parameter]:
+    """What a component's class can be told: the fields of its ``Config``, else its constructor's defaulted arguments."""
+    signature = inspect.signature(getattr(cls, "Config", cls))
+    configurable = hasattr(cls, "Config")
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if configurable or parameter.default is not inspect.Parameter.empty
+    }
+
+
+def complete(component: Component, where: str) -> Component:
+    """The component with every setting checked and every default filled in."""
+    cls = target(component["_target_"])
+    known = settings(cls)
+    for name in component:
+        if name != "_target_" and name not in known:
+            raise UserError(f"there is no setting {where}{name}; {did_you_mean(name, known)}")
+    source = cls.Config if hasattr(cls, "Config") else cls.__init__
+    hints = typing.get_type_hints(source)
+    chosen = {name: component.get(name, parameter.default) for name, parameter in known.items()}
+    return {"_target_": component["_target_"]} | {n: convert(v, hints[n], where + n) for n, v in chosen.items()}
+
+
+def arguments(component: Component) -> dict[str, Any]:
+    """A component's settings without its name."""
+    return {name: value for name, value in component.items() if name != "_target_"}
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as a tree of plain values that YAML and JSON can hold."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return list(node) if isinstance(node, tuple) else node

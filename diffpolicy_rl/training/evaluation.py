@@ -1,0 +1,130 @@
+"""The one evaluation: what training reports while it runs is what ``evaluate`` reports afterwards."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.experience.chunk_queue import ChunkQueue
+from diffpolicy_rl.streams import stream
+from diffpolicy_rl.training.threads import torch_threads
+from diffpolicy_rl.types import DeployedPolicy, VecEnv
+
+MAX_ENVS = 40
+"""Envs an evaluation runs side by side; part of the protocol, because it decides which episodes are played."""
+
+_NOISE = 1  # keeps the policy's noise apart from an env's own streams under the same seed
+
+
+def evaluate_policy(
+    policy: DeployedPolicy,
+    env: VecEnv,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda finished: None,
+) -> dict[str, Any]:
+    """Play episodes and report undiscounted returns.
+
+    The first ceil(episodes / N) episodes of each env count, so quick failures are not over-represented. The noise of each
+    episode comes from a stream of its own, so results do not depend on what the other rows do. Runs on one torch thread.
+
+    Args:
+        policy: a deployed module.
+        env: a vector env of its own; its chunk must be the policy's ``execute``, or 1.
+        episodes: at least this many; rounded up to a multiple of N.
+        seed: of resets and noise.
+        progress: called with the number of finished episodes after every step.
+
+    Returns:
+        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success where the task has it.
+    """
+    per_env = math.ceil(episodes / env.num_envs)
+    driver = _Driver(policy, env, seed)
+    obs, _ = env.reset(seed=seed)
+    score, length = torch.zeros(env.num_envs, dtype=torch.float64), torch.zeros(env.num_envs, dtype=torch.long)
+    results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
+    with torch_threads(1), torch.inference_mode():
+        while any(len(rows) < per_env for rows in results):
+            obs, reward, terminated, truncated, info = env.step(driver.act(obs))
+            score += info["rewards"].double().sum(-1).cpu()
+            length += info["executed"].cpu()
+            done = terminated | truncated
+            success = info.get("success")
+            for row in done.nonzero().flatten().tolist():
+                if len(results[row]) < per_env:
+                    won = None if success is None else bool(success[row])
+                    results[row].append((score[row].item(), int(length[row]), won))
+            score[done.cpu()], length[done.cpu()] = 0.0, 0
+            driver.reset(done)
+            progress(sum(map(len, results)))
+    return summarize([episode for rows in results for episode in rows], seed)
+
+
+def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict[str, Any]:
+    """Statistics of (return, length, success) triples; the interval is the normal one, 1.96 standard errors wide."""
+    returns = torch.tensor([episode[0] for episode in episodes], dtype=torch.float64)
+    std = returns.std().item() if len(returns) > 1 else 0.0
+    mean, half = returns.mean().item(), 1.96 * std / math.sqrt(len(returns))
+    result: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "ci_low": mean - half,
+        "ci_high": mean + half,
+        "episodes": len(returns),
+        "seed": seed,
+        "returns": returns.tolist(),
+        "lengths": [episode[1] for episode in episodes],
+    }
+    if episodes[0][2] is not None:
+        result["success"] = sum(bool(episode[2]) for episode in episodes) / len(episodes)
+    return result
+
+
+class _Driver:
+    """One chunk queue and one noise stream per env."""
+
+    def __init__(self, policy: DeployedPolicy, env: VecEnv, seed: int) -> None:
+        if env.chunk not in (1, policy.execute):
+            raise ValueError(f"the policy executes {policy.execute} actions per call, the env takes {env.chunk}")
+        self.policy, self.env, self.seed = policy, env, seed
+        self.queue = ChunkQueue(policy.execute, env.num_envs) if env.chunk == 1 and policy.execute > 1 else None
+        self.episode = torch.zeros(env.num_envs, dtype=torch.long)
+        self.streams = [self._stream(row) for row in range(env.num_envs)]
+
+    def act(self, obs: Any) -> Tensor:
+        """Actions (N, chunk, D)."""
+        if self.queue is None:
+            return self._chunks(obs)
+        needs = self.queue.needs()
+        if needs.any():
+            self.queue.put(needs, self._chunks(obs)[needs])
+        return self.queue.pop().unsqueeze(1)
+
+    def _chunks(self, obs: Any) -> Tensor:
+        if self.policy.noise_shape is None:
+            return self.policy(obs, None)[:, : self.policy.execute]
+        return self.policy(obs, self._noise())[:, : self.policy.execute]
+
+    def _noise(self) -> Tensor:
+        rows = [self.policy.sample_noise(1, stream) for stream in self.streams]
+        return torch.cat([row for row in rows if row is not None]).to(self.env.device)
+
+    def reset(self, done: Tensor) -> None:
+        """New episodes in the rows of done: fresh noise streams, empty queues."""
+        self.episode[done.cpu()] += 1
+        for row in done.nonzero().flatten().tolist():
+            self.streams[row] = self._stream(row)
+        if self.queue is not None:
+            self.queue.reset(done)
+
+    def _stream(self, row: int) -> torch.Generator:
+        return stream(_NOISE, self.seed, row, int(self.episode[row]))
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line about an evaluation."""
+    text = f"return {result['mean']:.1f}, 95 % CI [{result['ci_low']:.1f}, {result['ci_high']:.1f}]"
+    success = f", success {result['success']:.1%}" if "success" in result else ""
+    return f"{text}{success}, {result['episodes']} episodes"

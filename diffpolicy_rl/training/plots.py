@@ -1,0 +1,76 @@
+"""The pictures of a run: its learning curve, and a video of its final policy."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.logger import read_metrics
+from diffpolicy_rl.types import DeployedPolicy, VecEnv
+
+_FRAMES_PER_SECOND = 30
+
+
+def plot_curve(folder: Path) -> None:
+    """Draw ``curve.png``: evaluated return with its interval, and the exploring return, against env steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(folder / "metrics.jsonl")
+    online = any(record["env_steps"] for record in records)
+    x = "env_steps" if online else "iteration"
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    evaluated = [record for record in records if "eval/mean" in record and (not online or record["phase"] != "bc")]
+    steps = [record[x] for record in evaluated]
+    axes.plot(steps, [record["eval/mean"] for record in evaluated], "o-", label="evaluated")
+    low, high = ([record[f"eval/ci_{side}"] for record in evaluated] for side in ("low", "high"))
+    axes.fill_between(steps, low, high, alpha=0.25, label="95 % CI over episodes")
+    exploring = [record for record in records if record.get("rollout/return") is not None]
+    if exploring:
+        axes.plot(
+            [record[x] for record in exploring],
+            [record["rollout/return"] for record in exploring],
+            alpha=0.6,
+            label="exploring",
+        )
+    axes.set(xlabel=x.replace("_", " "), ylabel="undiscounted return", title=folder.name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "curve.png", dpi=120)
+
+
+def record_video(path: Path, policy: DeployedPolicy, env: VecEnv, seed: int) -> str:
+    """Film one episode of a one-row env; returns a line that says where the video is, or why there is none."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return 'no video: it needs imageio-ffmpeg, pip install "diffpolicy_rl[video]"'
+    try:
+        frames = _play(policy, env, seed)
+    except UserError as error:
+        return f"no video: {error}"
+    height, width, _ = frames[0].shape
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=_FRAMES_PER_SECOND, codec="libx264")
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame.tobytes())
+    writer.close()
+    return f"filmed {path}"
+
+
+@torch.inference_mode()
+def _play(policy: DeployedPolicy, env: VecEnv, seed: int) -> list[Any]:
+    obs, _ = env.reset(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    frames = [env.render()]
+    done = torch.tensor(False)
+    while not done:
+        noise = policy.sample_noise(1, generator)
+        actions = policy(obs, noise if noise is None else noise.to(env.device))[:, : policy.execute]
+        obs, _, terminated, truncated, _ = env.step(actions)
+        done = (terminated | truncated)[0]
+        frames.append(env.render())
+    return frames

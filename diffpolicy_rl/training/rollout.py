@@ -1,0 +1,70 @@
+"""Acting in the envs and writing down what happened."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.types import Agent, Obs, State, VecEnv
+
+
+class Rollout:
+    """The envs an agent learns in, and the statistics of the episodes it finishes there.
+
+    Attributes:
+        env: the vector env.
+        env_steps: actions executed so far, all envs together.
+    """
+
+    def __init__(self, env: VecEnv, seed: int) -> None:
+        self.env, self.env_steps = env, 0
+        self._obs: Obs = env.reset(seed=seed)[0]
+        self._score = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
+        self._finished: deque[float] = deque(maxlen=100)
+
+    def collect(self, agent: Agent, buffer: RolloutBuffer) -> None:
+        """Fill the buffer with decisions of the exploring agent."""
+        buffer.clear()
+        for _ in range(buffer.decisions):
+            action, extras = agent.act(self._obs, explore=True)
+            obs, _, terminated, truncated, info = self.env.step(action)
+            buffer.add(
+                self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"]
+            )
+            self._count(info["rewards"], terminated | truncated)
+            agent.reset(terminated | truncated)
+            self._obs = obs
+        buffer.finish(self._obs)
+        self.env_steps += int(buffer.executed.sum())
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean undiscounted return of the last 100 exploring episodes; None before the first has ended."""
+        return sum(self._finished) / len(self._finished) if self._finished else None
+
+    def _count(self, rewards: Tensor, done: Tensor) -> None:
+        self._score += rewards.sum(-1)
+        if done.any():
+            self._finished.extend(self._score[done].tolist())
+            self._score[done] = 0.0
+
+    def state_dict(self) -> State:
+        """Envs, current observations, counters."""
+        return {
+            "env": self.env.state_dict(),
+            "obs": self._obs,
+            "score": self._score,
+            "finished": list(self._finished),
+            "env_steps": self.env_steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where ``state_dict`` was taken; a simulator that cannot be saved starts new episodes."""
+        self.env.load_state_dict(state["env"])
+        self.env_steps = state["env_steps"]
+        self._finished.extend(state["finished"])
+        if self.env.restarts_on_load:
+            self._obs = self.env.reset()[0]
+        else:
+            self._obs, self._score = state["obs"], state["score"].clone()

@@ -1,0 +1,116 @@
+"""Run folders: what a finished or interrupted run left, and how to load its policy."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.build import build_agent, build_policy, phase_component
+from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
+from diffpolicy_rl.training.config import TrainConfig, refuse_foreign_code, resolve, to_plain
+from diffpolicy_rl.training.threads import available_cores
+from diffpolicy_rl.types import Agent, DeployedPolicy, Spec, State
+
+_PACKAGES = ("diffpolicy_rl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "h5py", "safetensors")
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, the resolved settings."""
+    write_text(folder / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+
+
+def read_config(folder: Path, agent: str | None = None) -> dict[str, Any]:
+    """The settings of a run, as plain values; ``agent`` names foreign code the user trusts."""
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError:
+        raise UserError(f"{folder} is not a run: it has no readable config.yaml") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    refuse_foreign_code(values, agent)
+    return values
+
+
+def adopt_base(config: TrainConfig) -> TrainConfig:
+    """Take the policy's settings from the run whose policy training starts from."""
+    if config.base is None:
+        return config
+    return dataclasses.replace(config, policy=resolve(read_config(Path(config.base))).policy)
+
+
+def write_manifest(folder: Path, config: TrainConfig) -> None:
+    """Write ``manifest.json``: what it would take to run this again."""
+    manifest = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        "seed": config.seed,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": available_cores()},
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2))
+
+
+def checkpoint_state(config: TrainConfig, spec: Spec, phase: str, agent: Agent) -> State:
+    """The part of a checkpoint that ``load`` needs: a checkpoint is complete without its run."""
+    return {"config": to_plain(config), "spec": dataclasses.asdict(spec), "phase": phase, "agent": agent.state_dict()}
+
+
+def load_agent(path: str | Path, which: str = "last", agent: str | None = None) -> Agent:
+    """The agent of a checkpoint, ready to act.
+
+    Args:
+        path: a run folder.
+        which: ``last``, ``best``, ``base`` or a step.
+        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"there is no run at {folder}")
+    state = read_state(Checkpoints(folder / "checkpoints").find(which))
+    refuse_foreign_code(state["config"], agent)
+    config = resolve(state["config"])
+    policy = build_policy(config.policy, Spec(**{k: _tupled(v) for k, v in state["spec"].items()}), config.seed)
+    rebuilt = build_agent(phase_component(config, state["phase"]), policy, 1, config.seed)
+    rebuilt.load_state_dict(state["agent"])
+    return rebuilt
+
+
+def load(path: str | Path, which: str = "last", agent: str | None = None) -> DeployedPolicy:
+    """The deployed policy of a run; see ``load_agent`` for the arguments."""
+    return load_agent(path, which, agent).deploy().eval().requires_grad_(False)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

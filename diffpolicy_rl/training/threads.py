@@ -1,0 +1,45 @@
+"""Explicit thread counts, and the fastest exact fp32 matrix product the machine has.
+
+Rollouts run on one torch thread: a second one spins between the small products and slows the physics threads down.
+Updates use every core.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run a block on this many torch threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def use_fast_fp32() -> bool:
+    """Route fp32 products through oneDNN where that stays fp32 and MKL is slow; returns whether it is in use.
+
+    MKL's kernels reach half the speed of oneDNN's on AMD processors. torch routes to oneDNN when lower precision is
+    allowed, which oneDNN uses only on processors with bf16 matrix units; so allow it, and check that nothing was lost.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_bf16", True):
+        return False
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    exact = a.double() @ b.double()
+    if ((a @ b - exact).abs().max() / exact.abs().max()).item() < 1e-5:
+        return True
+    matmul.fp32_precision = before
+    return False

@@ -1,0 +1,21 @@
+"""``python -m diffpolicy_rl.envs``: the tasks defined here."""
+
+from rich.console import Console
+from rich.table import Table
+
+from diffpolicy_rl.envs.tasks import TASKS
+
+
+def main() -> None:
+    """Print a table of our tasks."""
+    table = Table(title="Tasks (any other Gymnasium id runs on the gymnasium and workers backends)")
+    for column in ("id", "obs dim", "action dim", "time limit", "backend"):
+        table.add_column(column)
+    for env_id, task_type in TASKS.items():
+        task = task_type()
+        table.add_row(env_id, str(task.obs_dim), str(task.model.nu), str(task.max_episode_steps), "batch")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
