@@ -80,6 +80,7 @@ class VecEnv(Protocol):
     device: torch.device
     spec_id: str
     max_episode_steps: int
+    restarted_on_load: bool
     metadata: dict[str, Any]
     single_observation_space: gymnasium.Space
     single_action_space: gymnasium.Space

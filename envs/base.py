@@ -92,10 +92,9 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         Raises:
             UserError: if a count is below 1.
         """
-        counts = {"num_envs": num_envs, "chunk": chunk, "history": history, "max_episode_steps": max_episode_steps}
-        for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1.")
+        require_positive(
+            spec_id, num_envs=num_envs, chunk=chunk, history=history, max_episode_steps=max_episode_steps
+        )
         self.spec_id, self.max_episode_steps = spec_id, max_episode_steps
         self.num_envs, self.chunk, self.history = num_envs, chunk, history
         self.device, self.dtype, self._seed = torch.device(device), dtype, seed
@@ -144,7 +143,11 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
             self._episode.zero_()
         self._begin(rows, self._restart(rows), self._window)
         self._started = True
-        return self._stack(self._window), {}
+        return self.observation(), {}
+
+    def observation(self) -> Tensor:
+        """The observation to act on next, as the last ``reset`` or ``step`` returned it."""
+        return self._stack(self._window)
 
     def _reset_rows(self, mask: Tensor | None) -> Tensor:
         if mask is None:
@@ -183,7 +186,7 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         info = {"rewards": rewards, "executed": result.executed, "_final_obs": done, **result.info}
         info = {name: self._out(value) for name, value in info.items()} | {"final_obs": self._stack(final)}
         flags = self._out(result.terminated), self._out(result.truncated)
-        return self._stack(self._window), self._out(rewards.sum(dim=1)), *flags, info
+        return self.observation(), self._out(rewards.sum(dim=1)), *flags, info
 
     def _checked(self, action: Tensor) -> Tensor:
         """The action as float64 on the CPU, inside the Box."""
@@ -237,6 +240,13 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         self._episode.copy_(state["episode"])
         self._elapsed.copy_(state["elapsed"])
         self._window = state["window"].to("cpu", self.dtype, copy=True)
+
+
+def require_positive(spec_id: str, **counts: int) -> None:
+    """Raise UserError, naming the setting, if one of ``counts`` is below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1.")
 
 
 def _first_bad(value: Tensor) -> int:

@@ -157,7 +157,7 @@ class BatchEnv(ChunkedVecEnv):
         now = self.task.observe(self._physics).to(self.dtype)[:, None]
         self._window = torch.where(rows[:, None, None], now, self._window)
         self._started = True
-        return self._stack(self._window)
+        return self.observation()
 
     def state_dict(self) -> State:
         """As the base class, plus MuJoCo's full integration state (N, nstate), warm start included."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffpolicy_rl.envs.base import require_positive
 from diffpolicy_rl.envs.foreign import ForeignEnv, RowEnv, execute
 from diffpolicy_rl.errors import UserError
 
@@ -46,7 +47,8 @@ class GymnasiumEnv(ForeignEnv):
         Raises:
             UserError: if it cannot be made, has no time limit, or its spaces are no Boxes.
         """
-        self._envs = [RowEnv(spec_id, settings or {}) for _ in range(max(num_envs, 1))]
+        require_positive(spec_id, num_envs=num_envs)
+        self._envs = [RowEnv(spec_id, settings or {}) for _ in range(num_envs)]
         facts = self._envs[0].facts
         super().__init__(
             spec_id, facts.action_space, facts.obs_dim, facts.max_episode_steps,

@@ -111,6 +111,7 @@ class GenerativePolicy(nn.Module):
             t = self.process.sample_time(len(action), generator).to(action.device)
         return self.process.loss(self.net, action, noise, t, self.encode(obs), mask)
 
+    @torch.no_grad()
     def sample_chain(
         self,
         obs: Obs,

@@ -64,7 +64,7 @@ class Rollout:
         self.env.load_state_dict(state["env"])
         self.env_steps = state["env_steps"]
         self._finished.extend(state["finished"])
-        if self.env.restarts_on_load:
+        if self.env.restarted_on_load:
             self._obs = self.env.reset()[0]
         else:
             self._obs, self._score = state["obs"], state["score"].clone()
