@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import gymnasium
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffpolicy_rl.errors import UserError
@@ -18,6 +19,26 @@ from diffpolicy_rl.types import State
 
 class PhysicsError(UserError):
     """A simulation left the numbers: the message names the environment and the row."""
+
+
+class EnvOptions(TypedDict, total=False):
+    """What every backend takes.
+
+    Attributes:
+        num_envs: N, 1 by default.
+        chunk: A, 1 by default.
+        device: where returned tensors lie, the CPU by default.
+        seed: seed of the rows' random streams, 0 by default.
+        history: To, 1 by default.
+        dtype: floating type of what is returned, float32 by default.
+    """
+
+    num_envs: int
+    chunk: int
+    device: torch.device | str
+    seed: int
+    history: int
+    dtype: torch.dtype
 
 
 @dataclass(slots=True)
@@ -58,8 +79,6 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
     backend: ClassVar[str]
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}  # noqa: RUF012
     restarted_on_load: bool = False
-    single_observation_space: Box
-    single_action_space: Box
 
     def __init__(
         self,
@@ -67,13 +86,7 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         action_space: Box,
         obs_dim: int,
         max_episode_steps: int,
-        *,
-        num_envs: int = 1,
-        chunk: int = 1,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        history: int = 1,
-        dtype: torch.dtype = torch.float32,
+        **options: Unpack[EnvOptions],
     ) -> None:
         """Set up spaces and counters.
 
@@ -82,28 +95,23 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
             action_space: Box (D,) of one action.
             obs_dim: O.
             max_episode_steps: time limit, in env steps.
-            num_envs: N.
-            chunk: A.
-            device: where returned tensors lie.
-            seed: seed of the rows' random streams.
-            history: To.
-            dtype: floating type of what is returned.
+            **options: see ``EnvOptions``.
 
         Raises:
             UserError: if a count is below 1.
         """
-        require_positive(
-            spec_id, num_envs=num_envs, chunk=chunk, history=history, max_episode_steps=max_episode_steps
-        )
         self.spec_id, self.max_episode_steps = spec_id, max_episode_steps
-        self.num_envs, self.chunk, self.history = num_envs, chunk, history
-        self.device, self.dtype, self._seed = torch.device(device), dtype, seed
+        self.num_envs, self.chunk = options.get("num_envs", 1), options.get("chunk", 1)
+        self.history, self.dtype = options.get("history", 1), options.get("dtype", torch.float32)
+        self.device, self._seed = torch.device(options.get("device", "cpu")), options.get("seed", 0)
+        for name in ("num_envs", "chunk", "history", "max_episode_steps"):
+            require_positive(spec_id, name, getattr(self, name))
         self._set_spaces(action_space, obs_dim)
         self._low, self._high = (torch.from_numpy(bound).double() for bound in (action_space.low, action_space.high))
-        self._rows = torch.arange(num_envs)
-        self._episode = torch.zeros(num_envs, dtype=torch.int64)  # number of the next episode
-        self._elapsed = torch.zeros(num_envs, dtype=torch.int64)
-        self._window = torch.zeros(num_envs, history, obs_dim, dtype=dtype)
+        self._rows = torch.arange(self.num_envs)
+        self._episode = torch.zeros(self.num_envs, dtype=torch.int64)  # number of the next episode
+        self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64)
+        self._window = torch.zeros(self.num_envs, self.history, obs_dim, dtype=self.dtype)
         self._started = False
 
     def _set_spaces(self, action_space: Box, obs_dim: int) -> None:
@@ -116,7 +124,7 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
 
     @abstractmethod
     def _advance(self, action: Tensor) -> ChunkResult:
-        """Run the chunk (N, A, D) float64, already clipped; rows freeze when done, and then start their next episode."""
+        """Run the chunk (N, A, D) float64, already clipped; rows freeze when done, then start new episodes."""
 
     @abstractmethod
     def _restart(self, rows: Tensor) -> Tensor:
@@ -219,6 +227,14 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
     def _out(self, value: Tensor) -> Tensor:
         return value.to(self.device)
 
+    @abstractmethod
+    def render(self) -> NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """RGB frame (height, width, 3) of the first row.
+
+        Raises:
+            UserError: if nothing can be rendered.
+        """
+
     def state_dict(self) -> State:
         """All that continuing needs: counters, seed, history, and the backend's own part."""
         counters = {"episode": self._episode.clone(), "elapsed": self._elapsed.clone(), "window": self._window.clone()}
@@ -242,11 +258,10 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         self._window = state["window"].to("cpu", self.dtype, copy=True)
 
 
-def require_positive(spec_id: str, **counts: int) -> None:
-    """Raise UserError, naming the setting, if one of ``counts`` is below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1.")
+def require_positive(spec_id: str, name: str, value: int) -> None:
+    """Raise UserError, naming the setting, if ``value`` is below 1."""
+    if value < 1:
+        raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1.")
 
 
 def _first_bad(value: Tensor) -> int:

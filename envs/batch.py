@@ -1,6 +1,9 @@
 """Our tasks on CPU threads: ``mujoco.batch.Batch`` steps all rows of one model at once."""
 
-from typing import ClassVar
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled modules come without types.)
+
+from typing import ClassVar, Unpack
 
 import mujoco
 import numpy as np
@@ -10,7 +13,8 @@ from mujoco.batch import Batch, SimulationError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult, PhysicsError
+from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult, EnvOptions, PhysicsError, require_positive
+from diffpolicy_rl.envs.rendering import open_renderer
 from diffpolicy_rl.envs.streams import uniform
 from diffpolicy_rl.envs.tasks.base import Physics, Task
 from diffpolicy_rl.errors import UserError, did_you_mean
@@ -35,37 +39,29 @@ class BatchEnv(ChunkedVecEnv):
         spec_id: str,
         task: Task,
         *,
-        num_envs: int = 1,
-        chunk: int = 1,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        history: int = 1,
-        dtype: torch.dtype = torch.float32,
         threads: int | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         """Allocate the simulations.
 
         Args:
             spec_id: the id that ``make_env`` takes.
             task: the task definition.
-            num_envs: N.
-            chunk: A.
-            device: where returned tensors lie.
-            seed: seed of the rows' random streams.
-            history: To.
-            dtype: floating type of what is returned.
             threads: physics threads; as many as torch uses if not given.
+            **options: see ``EnvOptions``.
+
+        Raises:
+            UserError: if a count is below 1.
         """
-        low, high = task.model.actuator_ctrlrange.T.astype(np.float32)
-        shared = {"num_envs": num_envs, "chunk": chunk, "seed": seed, "history": history}
-        super().__init__(
-            spec_id, Box(low, high), task.obs_dim, task.max_episode_steps, device=device, dtype=dtype, **shared
-        )
+        box = Box(*task.model.actuator_ctrlrange.T.astype(np.float32))
+        super().__init__(spec_id, box, task.obs_dim, task.max_episode_steps, **options)
+        threads = torch.get_num_threads() if threads is None else threads
+        require_positive(spec_id, "threads", threads)
         self.task = task
-        self._batch = Batch(task.model, num_envs, threads or torch.get_num_threads())
+        self._batch = Batch(task.model, self.num_envs, threads)
         self._control = self._view("ctrl")
         self._physics = Physics(self._view("qpos"), self._view("qvel"))
-        self._path = Physics(*(torch.empty(num_envs, chunk + 1, x.shape[1], dtype=x.dtype) for x in self._physics))
+        self._path = Physics(*(x[:, None].repeat(1, self.chunk + 1, 1) for x in self._physics))
         self._renderer: mujoco.Renderer | None = None
 
     def _view(self, field: str) -> Tensor:
@@ -148,7 +144,7 @@ class BatchEnv(ChunkedVecEnv):
         known = self.state()
         for name, value in fields.items():
             if name not in known:
-                raise UserError(f"{self.spec_id}: there is no state field {name!r}; {did_you_mean(name, known)}.")
+                raise UserError(f"{self.spec_id}: there is no state field {name!r}; {did_you_mean(name, known)}")
             shape = (int(rows.sum()), *known[name].shape[1:])
             if tuple(value.shape) != shape:
                 raise UserError(f"{self.spec_id}: {name} has shape {tuple(value.shape)}, but {shape} is needed.")
@@ -169,26 +165,19 @@ class BatchEnv(ChunkedVecEnv):
         self._batch.state[:] = state["integration_state"].numpy()
 
     def render(self) -> NDArray[np.uint8]:
-        """RGB frame (480, 480, 3) of the first row, from the model's tracking camera.
+        """RGB frame (480, 480, 3) of the first row, from the camera "track" if the model has it.
 
         Raises:
             UserError: if there is no OpenGL to render with.
         """
-        data = self._batch.get_data(0)
-        mujoco.mj_forward(self.task.model, data)
-        renderer = self._open_renderer()
-        renderer.update_scene(data, camera="track")
-        return renderer.render()
-
-    def _open_renderer(self) -> mujoco.Renderer:
+        model = self.task.model
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(self.task.model, 480, 480)
-            except Exception as error:  # each OpenGL loader raises a type of its own
-                raise UserError(
-                    f"{self.spec_id} cannot be rendered: no OpenGL ({error}); set MUJOCO_GL=egl or MUJOCO_GL=osmesa."
-                ) from error
-        return self._renderer
+            self._renderer = open_renderer(model)
+        data = self._batch.get_data(0)
+        mujoco.mj_forward(model, data)
+        # The id is -1, the free camera, where there is no such name.
+        self._renderer.update_scene(data, camera=mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track"))
+        return self._renderer.render()
 
     def close_extras(self) -> None:
         """Release the OpenGL context."""

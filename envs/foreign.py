@@ -5,7 +5,7 @@ The table is plain memory in process and shared memory between processes; what r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack, cast
 
 import gymnasium
 import numpy as np
@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, flatten_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult
+from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult, EnvOptions
 from diffpolicy_rl.envs.quiet import quiet_mujoco
 from diffpolicy_rl.envs.streams import episode_seeds
 from diffpolicy_rl.errors import UserError
@@ -57,6 +57,7 @@ class RowEnv:
         Raises:
             UserError: if it cannot be made, has no time limit, or its spaces are no Boxes.
         """
+        self._env_id = env_id
         try:
             with quiet_mujoco():
                 self._env = gymnasium.make(env_id, disable_env_checker=True, **settings)
@@ -83,9 +84,14 @@ class RowEnv:
                 self.restart(row)
                 return
 
-    def render(self) -> Any:
-        """Frame (height, width, 3) uint8, or None if the environment was made without ``render_mode``."""
-        return self._env.render() if self._env.render_mode == "rgb_array" else None
+    def render(self) -> NDArray[np.uint8]:
+        """RGB frame (height, width, 3) uint8; raises UserError if the environment gives none."""
+        if self._env.render_mode != "rgb_array":
+            raise UserError(f"{self._env_id} cannot be rendered; make it with render_mode='rgb_array'.")
+        try:
+            return cast(NDArray[np.uint8], self._env.render())
+        except Exception as error:  # a simulator's display may fail in any way
+            raise UserError(f"{self._env_id} cannot be rendered: {error}") from error
 
     def close(self) -> None:
         """Close the environment."""
@@ -126,6 +132,11 @@ class ForeignEnv(ChunkedVecEnv):
 
     restarted_on_load = True
     _table: NDArray[np.void]
+
+    def __init__(self, spec_id: str, facts: Facts, **options: Unpack[EnvOptions]) -> None:
+        """Take up the facts of the environment; a subclass then sets ``_table``."""
+        super().__init__(spec_id, facts.action_space, facts.obs_dim, facts.max_episode_steps, **options)
+        self._row_type = facts.row_type(self.chunk)
 
     def _execute(self, command: str) -> None:
         """Run ``command`` on all rows of the table."""

@@ -1,14 +1,12 @@
 """Any Gymnasium environment, N copies in this process."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from diffpolicy_rl.envs.base import require_positive
+from diffpolicy_rl.envs.base import EnvOptions, require_positive
 from diffpolicy_rl.envs.foreign import ForeignEnv, RowEnv, execute
-from diffpolicy_rl.errors import UserError
 
 
 class GymnasiumEnv(ForeignEnv):
@@ -20,41 +18,22 @@ class GymnasiumEnv(ForeignEnv):
 
     backend: ClassVar[str] = "gymnasium"
 
-    def __init__(
-        self,
-        spec_id: str,
-        settings: dict[str, Any] | None = None,
-        *,
-        num_envs: int = 1,
-        chunk: int = 1,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        history: int = 1,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec_id: str, settings: dict[str, Any] | None = None, **options: Unpack[EnvOptions]) -> None:
         """Make the copies.
 
         Args:
             spec_id: Gymnasium id, also ``module:MyEnv-v0``.
             settings: keyword arguments of ``gymnasium.make``.
-            num_envs: N.
-            chunk: A.
-            device: where returned tensors lie.
-            seed: seed of the rows' random streams.
-            history: To.
-            dtype: floating type of what is returned.
+            **options: see ``EnvOptions``.
 
         Raises:
-            UserError: if it cannot be made, has no time limit, or its spaces are no Boxes.
+            UserError: if it cannot be made, has no time limit, its spaces are no Boxes, or a count is below 1.
         """
-        require_positive(spec_id, num_envs=num_envs)
+        num_envs = options.get("num_envs", 1)
+        require_positive(spec_id, "num_envs", num_envs)
         self._envs = [RowEnv(spec_id, settings or {}) for _ in range(num_envs)]
-        facts = self._envs[0].facts
-        super().__init__(
-            spec_id, facts.action_space, facts.obs_dim, facts.max_episode_steps,
-            num_envs=num_envs, chunk=chunk, device=device, seed=seed, history=history, dtype=dtype,
-        )  # fmt: skip
-        self._table = np.zeros(num_envs, facts.row_type(chunk))
+        super().__init__(spec_id, self._envs[0].facts, **options)
+        self._table = np.zeros(num_envs, self._row_type)
 
     def _execute(self, command: str) -> None:
         execute(command, self._envs, self._table)
@@ -63,12 +42,9 @@ class GymnasiumEnv(ForeignEnv):
         """RGB frame (height, width, 3) of the first row.
 
         Raises:
-            UserError: if the environment was made without ``render_mode="rgb_array"``.
+            UserError: if the environment was made without ``render_mode="rgb_array"``, or fails to render.
         """
-        frame = self._envs[0].render()
-        if frame is None:
-            raise UserError(f"{self.spec_id} cannot be rendered; make it with render_mode='rgb_array'.")
-        return frame
+        return self._envs[0].render()
 
     def close_extras(self) -> None:
         """Close the copies."""

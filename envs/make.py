@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from diffpolicy_rl.envs.base import ChunkedVecEnv
+from diffpolicy_rl.envs.base import ChunkedVecEnv, EnvOptions
 from diffpolicy_rl.envs.batch import BatchEnv
 from diffpolicy_rl.envs.gymnasium import GymnasiumEnv
 from diffpolicy_rl.envs.tasks import TASKS
@@ -48,18 +48,16 @@ def make_env(
     Raises:
         UserError: for an unknown id, backend or setting.
     """
-    shared: dict[str, Any] = {
-        "num_envs": num_envs, "chunk": chunk, "device": device, "seed": seed, "history": history, "dtype": dtype,
-    }  # fmt: skip
+    options = EnvOptions(num_envs=num_envs, chunk=chunk, device=device, seed=seed, history=history, dtype=dtype)
     backend = backend or ("batch" if env_id in TASKS else "gymnasium")
     if backend not in BACKENDS:
-        raise UserError(f"There is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}.")
+        raise UserError(f"There is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     _check_id(env_id, TASKS if backend == "batch" else gymnasium.registry, backend)
     if backend == "batch":
-        return BatchEnv(env_id, TASKS[env_id].from_settings(env_id, settings), threads=threads, **shared)
+        return BatchEnv(env_id, TASKS[env_id].from_settings(env_id, settings), threads=threads, **options)
     if backend == "workers":
-        return WorkersEnv(env_id, settings, workers=threads, **shared)
-    return GymnasiumEnv(env_id, settings, **shared)
+        return WorkersEnv(env_id, settings, workers=threads, **options)
+    return GymnasiumEnv(env_id, settings, **options)
 
 
 def _check_id(env_id: str, available: Iterable[str], backend: str) -> None:
@@ -67,4 +65,4 @@ def _check_id(env_id: str, available: Iterable[str], backend: str) -> None:
         return
     # Gymnasium knows a hundred names: list ours unless one of them is close.
     close = difflib.get_close_matches(env_id, {*TASKS, *available}, n=1)
-    raise UserError(f"The {backend} backend has no environment {env_id!r}; {did_you_mean(env_id, close or TASKS)}.")
+    raise UserError(f"The {backend} backend has no environment {env_id!r}; {did_you_mean(env_id, close or TASKS)}")

@@ -1,5 +1,8 @@
 """Keep MuJoCo's log away from users: model deprecations on the console, MUJOCO_LOG.TXT in the working directory."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled modules come without types.)
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 

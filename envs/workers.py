@@ -6,14 +6,15 @@ import os
 import signal
 import warnings
 import weakref
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Unpack
 
 import numpy as np
 import torch
 
-from diffpolicy_rl.envs.base import require_positive
+from diffpolicy_rl.envs.base import EnvOptions, require_positive
 from diffpolicy_rl.envs.foreign import Facts, ForeignEnv, RowEnv, execute
 from diffpolicy_rl.errors import UserError
 
@@ -38,48 +39,43 @@ class WorkersEnv(ForeignEnv):
         spec_id: str,
         settings: dict[str, Any] | None = None,
         *,
-        num_envs: int = 1,
-        chunk: int = 1,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        history: int = 1,
-        dtype: torch.dtype = torch.float32,
         workers: int | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         """Start the workers and make the copies in them.
 
         Args:
             spec_id: Gymnasium id; a worker imports ``module`` of ``module:MyEnv-v0`` itself.
             settings: keyword arguments of ``gymnasium.make``.
-            num_envs: N.
-            chunk: A.
-            device: where returned tensors lie.
-            seed: seed of the rows' random streams.
-            history: To.
-            dtype: floating type of what is returned.
             workers: how many processes; as many as torch uses threads if not given.
+            **options: see ``EnvOptions``.
 
         Raises:
-            UserError: if it cannot be made, has no time limit, or its spaces are no Boxes.
+            UserError: if it cannot be made, has no time limit, its spaces are no Boxes, or a count is below 1.
         """
-        count = min(workers or torch.get_num_threads(), num_envs)
-        require_positive(spec_id, num_envs=num_envs, workers=count)
+        num_envs = options.get("num_envs", 1)
+        count = min(torch.get_num_threads() if workers is None else workers, num_envs)
+        require_positive(spec_id, "num_envs", num_envs)
+        require_positive(spec_id, "workers", count)
         bounds = [num_envs * index // count for index in range(count + 1)]
-        groups = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        self._workers = [_Worker(spec_id, settings or {}, slice(*pair)) for pair in pairwise(bounds)]
         self.worker_restarts = 0
-        self._workers = [_Worker(spec_id, settings or {}, rows) for rows in groups]
-        facts = [worker.facts() for worker in self._workers][0]
-        super().__init__(
-            spec_id, facts.action_space, facts.obs_dim, facts.max_episode_steps,
-            num_envs=num_envs, chunk=chunk, device=device, seed=seed, history=history, dtype=dtype,
-        )  # fmt: skip
-        row_type = facts.row_type(chunk)
-        memory = SharedMemory(create=True, size=num_envs * row_type.itemsize)
-        self._table = np.ndarray(num_envs, row_type, buffer=memory.buf)
+        super().__init__(spec_id, self._gather_facts(), **options)
+        memory = SharedMemory(create=True, size=num_envs * self._row_type.itemsize)
+        self._table = np.ndarray(num_envs, self._row_type, buffer=memory.buf)
         self._memory = memory  # after the table, which must be freed first
         self._release = weakref.finalize(self, _release, self._workers, memory)
         for worker in self._workers:
-            worker.attach(memory, row_type)
+            worker.attach(memory, self._row_type)
+
+    def _gather_facts(self) -> Facts:
+        """What the workers' environments are like; if one cannot make them, none stays behind."""
+        try:
+            return [worker.facts() for worker in self._workers][-1]
+        except UserError:
+            for worker in self._workers:
+                worker.stop()
+            raise
 
     def _execute(self, command: str) -> None:
         for worker in self._workers:
@@ -101,7 +97,7 @@ class WorkersEnv(ForeignEnv):
             self._truncate(rows)
         worker.start()
         worker.facts()
-        worker.attach(self._memory, self._table.dtype)
+        worker.attach(self._memory, self._row_type)
         worker.send("restart")
         if not worker.wait():
             raise UserError(f"{self.spec_id}: a worker crashed again on reset; try backend='gymnasium' to see why.")

@@ -68,7 +68,7 @@ class DenoisingMLP(nn.Module):
         horizon: int,
         action_dim: int,
         cond_dim: int,
-        hidden: Sequence[int] = (512, 512, 512),
+        hidden: tuple[int, ...] = (512, 512, 512),
         activation: str = "relu",
         time_dim: int = 16,
         time_embedding: str = "sinusoidal",

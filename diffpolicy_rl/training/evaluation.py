@@ -5,17 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from diffpolicy_rl.experience.chunk_queue import ChunkQueue
-from diffpolicy_rl.streams import stream
+from diffpolicy_rl.training.driver import Driver
 from diffpolicy_rl.training.threads import torch_threads
 from diffpolicy_rl.types import DeployedPolicy, VecEnv
 
 MAX_ENVS = 40
 """Envs an evaluation runs side by side; part of the protocol, because it decides which episodes are played."""
-
-_NOISE = 1  # keeps the policy's noise apart from an env's own streams under the same seed
 
 
 def evaluate_policy(
@@ -41,7 +37,7 @@ def evaluate_policy(
         mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success where the task has it.
     """
     per_env = math.ceil(episodes / env.num_envs)
-    driver = _Driver(policy, env, seed)
+    driver = Driver(policy, env, seed)
     obs, _ = env.reset(seed=seed)
     score, length = torch.zeros(env.num_envs, dtype=torch.float64), torch.zeros(env.num_envs, dtype=torch.long)
     results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
@@ -80,47 +76,6 @@ def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict
     if episodes[0][2] is not None:
         result["success"] = sum(bool(episode[2]) for episode in episodes) / len(episodes)
     return result
-
-
-class _Driver:
-    """One chunk queue and one noise stream per env."""
-
-    def __init__(self, policy: DeployedPolicy, env: VecEnv, seed: int) -> None:
-        if env.chunk not in (1, policy.execute):
-            raise ValueError(f"the policy executes {policy.execute} actions per call, the env takes {env.chunk}")
-        self.policy, self.env, self.seed = policy, env, seed
-        self.queue = ChunkQueue(policy.execute, env.num_envs) if env.chunk == 1 and policy.execute > 1 else None
-        self.episode = torch.zeros(env.num_envs, dtype=torch.long)
-        self.streams = [self._stream(row) for row in range(env.num_envs)]
-
-    def act(self, obs: Any) -> Tensor:
-        """Actions (N, chunk, D)."""
-        if self.queue is None:
-            return self._chunks(obs)
-        needs = self.queue.needs()
-        if needs.any():
-            self.queue.put(needs, self._chunks(obs)[needs])
-        return self.queue.pop().unsqueeze(1)
-
-    def _chunks(self, obs: Any) -> Tensor:
-        if self.policy.noise_shape is None:
-            return self.policy(obs, None)[:, : self.policy.execute]
-        return self.policy(obs, self._noise())[:, : self.policy.execute]
-
-    def _noise(self) -> Tensor:
-        rows = [self.policy.sample_noise(1, stream) for stream in self.streams]
-        return torch.cat([row for row in rows if row is not None]).to(self.env.device)
-
-    def reset(self, done: Tensor) -> None:
-        """New episodes in the rows of done: fresh noise streams, empty queues."""
-        self.episode[done.cpu()] += 1
-        for row in done.nonzero().flatten().tolist():
-            self.streams[row] = self._stream(row)
-        if self.queue is not None:
-            self.queue.reset(done)
-
-    def _stream(self, row: int) -> torch.Generator:
-        return stream(_NOISE, self.seed, row, int(self.episode[row]))
 
 
 def describe(result: dict[str, Any]) -> str:

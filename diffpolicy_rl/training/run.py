@@ -39,6 +39,12 @@ def read_config(folder: Path, agent: str | None = None) -> dict[str, Any]:
     return values
 
 
+def env_of(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Id and options of the task a run was trained on."""
+    env = resolve(read_config(Path(path))).env
+    return env.id, env.options
+
+
 def adopt_base(config: TrainConfig) -> TrainConfig:
     """Take the policy's settings from the run whose policy training starts from."""
     if config.base is None:

@@ -4,6 +4,9 @@ Every function takes tensors with any leading dimensions, so one call serves a w
 Semantics are Gymnasium's v5 environments, whose model files are used as they are shipped.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled modules come without types.)
+
 from abc import ABC
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -63,7 +66,7 @@ class Task(ABC):
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                raise UserError(f"{env_id} has no setting {name!r}; {did_you_mean(name, known)}.")
+                raise UserError(f"{env_id} has no setting {name!r}; {did_you_mean(name, known)}")
         return cls(**settings)
 
     @cached_property

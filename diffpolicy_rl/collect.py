@@ -1,0 +1,175 @@
+"""Collect demonstrations: ``python -m diffpolicy_rl.collect expert=sac-hopper episodes=40 out=demos.hdf5``."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpolicy_rl import cli
+from diffpolicy_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffpolicy_rl.data.d4rl import Transitions
+    from diffpolicy_rl.types import DeployedPolicy, VecEnv
+
+_USAGE = "python -m diffpolicy_rl.collect [RUN] [expert=NAME] episodes=N out=FILE [key=value ...]"
+_ACTION_NOISE = 4  # stream key
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Let a run's policy, or an external expert, play episodes, and write them in D4RL's layout.
+
+    Attributes:
+        out: the file to write.
+        run: a run whose deployed policy acts.
+        expert: instead of a run: a name in the catalogue, a Stable-Baselines3 SAC or TQC zip, or its URL.
+        env: environment id; by default the run's or the expert's own.
+        episodes: how many.
+        stochastic: whether an expert samples its actions, or takes their means.
+        action_noise: std of Gaussian noise added to every action, in env units.
+        num_envs: copies of the env played side by side.
+        seed: of everything random.
+        which: last, best, base, or a step of the run.
+    """
+
+    out: str
+    run: str | None = None
+    expert: str | None = None
+    env: str | None = None
+    episodes: int = 40
+    stochastic: bool = True
+    action_noise: float = 0.0
+    num_envs: int = 40
+    seed: int = 0
+    which: str = "last"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    config = cli.parse(CollectConfig, argv, _USAGE, "run")
+    if (config.run is None) == (config.expert is None):
+        raise UserError(f"name either a run or an expert; usage: {_USAGE}")
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another name or delete it")
+    from diffpolicy_rl.data.d4rl import write
+    from diffpolicy_rl.training.threads import use_fast_fp32
+
+    use_fast_fp32()
+    env, policy = _players(config)
+    transitions = collect(policy, env, config.episodes, config.seed, config.action_noise)
+    write(out, _described(transitions, config, argv, env.spec_id))
+    returns = transitions.returns()
+    print(
+        f"wrote {out}: {len(returns)} episodes, {len(transitions.rewards):,} transitions, return {returns.mean():.1f} "
+        f"± {returns.std():.1f} ({returns.min():.1f} to {returns.max():.1f}), {out.stat().st_size / 1e6:.2f} MB"
+    )
+
+
+def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
+    from diffpolicy_rl.data.catalog import EXPERTS, fetch_expert
+    from diffpolicy_rl.envs.make import make_env
+    from diffpolicy_rl.experts import load_expert
+    from diffpolicy_rl.training.run import env_of, load
+
+    if config.run is not None:
+        policy: DeployedPolicy = load(config.run, config.which)
+        env_id, options = env_of(config.run)
+    else:
+        assert config.expert is not None
+        options = {}
+        env_id = EXPERTS[config.expert].env_id if config.expert in EXPERTS else config.env
+    if config.env is None and env_id is None:
+        raise UserError("env=<id> must say which environment the expert is for")
+    num_envs = min(config.num_envs, config.episodes)
+    env: Any = make_env(config.env or str(env_id), num_envs=num_envs, seed=config.seed, **options)
+    if config.expert is not None:
+        policy = load_expert(fetch_expert(config.expert), env.single_action_space, config.stochastic)
+    return env, policy
+
+
+def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, action_noise: float) -> "Transitions":
+    """Play episodes action by action and keep exactly the executed transitions.
+
+    Each of the N envs contributes its first episodes, ceil or floor of episodes / N, never the quickest ones.
+
+    Args:
+        policy: a deployed policy.
+        env: a vector env with chunk 1.
+        episodes: how many.
+        seed: of resets, of the policy's noise, and of the action noise.
+        action_noise: std of Gaussian noise on every action, in env units; the stored action is the one executed.
+    """
+    import torch
+
+    from diffpolicy_rl.training.driver import Driver, EpisodeStreams
+    from diffpolicy_rl.training.threads import torch_threads
+
+    quota = [episodes // env.num_envs + (row < episodes % env.num_envs) for row in range(env.num_envs)]
+    record = _Record(env.num_envs, quota)
+    low, high = (torch.from_numpy(bound) for bound in (env.single_action_space.low, env.single_action_space.high))
+    driver, disturbance = Driver(policy, env, seed), EpisodeStreams(_ACTION_NOISE, seed, env.num_envs)
+    obs, _ = env.reset(seed=seed)
+    with torch_threads(1), torch.inference_mode():
+        while not record.complete:
+            action = driver.act(obs)
+            if action_noise:
+                action = action + action_noise * disturbance.normal(action.shape[1:])
+            action = action.clamp(low, high)
+            after, reward, terminated, truncated, _ = env.step(action)
+            record.add(obs, action[:, 0], reward, terminated, truncated)
+            for stateful in (driver, disturbance):
+                stateful.reset(terminated | truncated)
+            obs = after
+    return record.transitions()
+
+
+class _Record:
+    """Transitions of N envs, each until its quota of episodes is full."""
+
+    def __init__(self, num_envs: int, quota: list[int]) -> None:
+        self._steps: list[tuple[Tensor, ...]] = []
+        self._quota, self._ended = quota, [0] * num_envs
+
+    @property
+    def complete(self) -> bool:
+        return all(ended >= quota for ended, quota in zip(self._ended, self._quota, strict=True))
+
+    def add(self, *step: "Tensor") -> None:
+        """Take in observations, actions, rewards, terminated and truncated flags of all envs."""
+        self._steps.append(tuple(part.cpu().clone() for part in step))
+        for row in (step[-1] | step[-2]).nonzero().flatten().tolist():
+            self._ended[row] += 1
+
+    def transitions(self) -> "Transitions":
+        """Episodes end to end, env by env."""
+        import torch
+
+        from diffpolicy_rl.data.d4rl import Transitions
+
+        obs, action, reward, terminated, truncated = (torch.stack(part) for part in zip(*self._steps, strict=True))
+        finished = (terminated | truncated).long().cumsum(0) - (terminated | truncated).long()
+        keep = (finished < torch.tensor(self._quota)).T  # (N, T): the env's episode number is within its quota
+        rows = [part.transpose(0, 1)[keep].numpy() for part in (obs, action, reward, terminated, truncated)]
+        return Transitions(*rows)
+
+
+def _described(transitions: "Transitions", config: CollectConfig, argv: Sequence[str], env_id: str) -> "Transitions":
+    attributes = {
+        "env_id": env_id,
+        "source": config.expert or config.run,
+        "seed": config.seed,
+        "command": " ".join(["python -m diffpolicy_rl.collect", *argv]),
+        "mujoco": importlib.metadata.version("mujoco"),
+        "gymnasium": importlib.metadata.version("gymnasium"),
+    }
+    return dataclasses.replace(transitions, attributes=attributes)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,72 @@
+"""Driving a deployed, stateless policy through a vector env: chunk queues and random streams live here."""
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.experience.chunk_queue import ChunkQueue
+from diffpolicy_rl.streams import stream
+from diffpolicy_rl.types import DeployedPolicy, Obs, VecEnv
+
+_POLICY_NOISE = 1  # stream key
+
+
+class EpisodeStreams:
+    """One random stream per env and episode, so that no row's numbers depend on what the others do.
+
+    Args:
+        key: keeps streams of different purposes apart under one seed.
+        seed: of all of them.
+        num_envs: N.
+    """
+
+    def __init__(self, key: int, seed: int, num_envs: int) -> None:
+        self._key, self._seed = key, seed
+        self._episode = [0] * num_envs
+        self._streams = [stream(key, seed, row, 0) for row in range(num_envs)]
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers (N, *shape)."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self._streams])
+
+    def reset(self, done: Tensor) -> None:
+        """Begin the next episode's streams in the rows of done (N,) bool."""
+        for row in done.nonzero().flatten().tolist():
+            self._episode[row] += 1
+            self._streams[row] = stream(self._key, self._seed, row, self._episode[row])
+
+
+class Driver:
+    """Turns observations into what an env takes, with one chunk queue and one noise stream per env.
+
+    Args:
+        policy: a deployed module.
+        env: its chunk must be the policy's ``execute``, or 1.
+        seed: of the policy's noise.
+    """
+
+    def __init__(self, policy: DeployedPolicy, env: VecEnv, seed: int) -> None:
+        if env.chunk not in (1, policy.execute):
+            raise ValueError(f"the policy executes {policy.execute} actions per call, the env takes {env.chunk}")
+        self.policy, self.device = policy, env.device
+        self.queue = ChunkQueue(policy.execute, env.num_envs) if env.chunk < policy.execute else None
+        self.noise = EpisodeStreams(_POLICY_NOISE, seed, env.num_envs)
+
+    def act(self, obs: Obs) -> Tensor:
+        """Actions (N, chunk, D) in env units."""
+        if self.queue is None:
+            return self._chunks(obs)
+        needs = self.queue.needs()
+        if needs.any():
+            self.queue.put(needs, self._chunks(obs)[needs])
+        return self.queue.pop().unsqueeze(1)
+
+    def _chunks(self, obs: Obs) -> Tensor:
+        shape = self.policy.noise_shape
+        noise = None if shape is None else self.noise.normal(shape).to(self.device)
+        return self.policy(obs, noise)[:, : self.policy.execute]
+
+    def reset(self, done: Tensor) -> None:
+        """New episodes in the rows of done (N,) bool."""
+        self.noise.reset(done)
+        if self.queue is not None:
+            self.queue.reset(done)
