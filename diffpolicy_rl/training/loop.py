@@ -130,7 +130,7 @@ class Trainer:
             better = evaluate and self._evaluate(record)
             self.logger.write(record)
             if evaluate or self._signal or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
-                self._save(*(["best"] if better else []))
+                self._save(*(["best"] if better else []), *(["base"] if last and name == "bc" else []))
                 saved_at = time.monotonic()
             self.console.advance(self.phase_iteration, self._note(record))
             if self._signal:
