@@ -1,7 +1,8 @@
 """PPO on sampling chains: the update that ReinFlow and DPPO share.
 
-The chain that drew an action is a sequence of Gaussian moves with known likelihood, so PPO's ratio is exact. Methods differ
-in the noise of the moves (the policy's StdRule) and in what counts as one PPO sample: the whole chain, or each move of it.
+The chain that drew an action is a sequence of Gaussian moves with known likelihood, so PPO's ratio is exact. Methods
+differ in the noise of the moves (the policy's StdRule) and in what counts as one PPO sample: the whole chain, or each
+move of it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -143,7 +144,7 @@ class ChainPPO(BaseAgent):
     def _prepare(self, buffer: RolloutBuffer) -> dict[str, Tensor]:
         """Advantages and returns, and everything a minibatch needs with (T, N) flattened to (T N)."""
         config, values = self.config, buffer.extras["value"]
-        discounts = config.gamma**buffer.executed.to(values.dtype)
+        discounts = config.gamma ** buffer.executed.to(values.dtype)
         done = buffer.terminated | buffer.truncated
         rewards = self.reward_scaler(chunk_rewards(buffer.rewards, config.gamma), discounts, done)
         next_values = torch.cat([values[1:], self.value(buffer.last_obs).unsqueeze(0)])

@@ -1,6 +1,7 @@
 """Behaviour cloning: regress the policy on demonstrations, deploy the moving average of its weights.
 
-Settings are DPPO's pre-training (Ren et al. 2024, appendix D), with a larger batch and the average updated from the start.
+Settings are DPPO's pre-training (Ren et al. 2024, appendix D), with a larger batch and the average updated from the
+start.
 """
 
 from collections.abc import Mapping

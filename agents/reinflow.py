@@ -1,9 +1,9 @@
 """ReinFlow: PPO fine-tuning of a flow policy with learned noise (Zhang et al. 2025, arXiv 2505.22094).
 
-Every Euler move of the flow gets Gaussian noise whose std a small net chooses between two bounds; the noise net is dropped
-when the policy is deployed. Differences from the public code: one time grid k / K for sampling and likelihood; truncated
-episodes bootstrap; the initial noise, which cancels in the ratio, is not counted in its mean; mean log-densities are not
-clamped, because between these bounds they cannot reach the clamp.
+Every Euler move of the flow gets Gaussian noise whose std a small net chooses between two bounds; the noise net is
+dropped when the policy is deployed. Differences from the public code: one time grid k / K for sampling and likelihood;
+truncated episodes bootstrap; the initial noise, which cancels in the ratio, is not counted in its mean; mean
+log-densities are not clamped, because between these bounds they cannot reach the clamp.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from diffpolicy_rl.policies.std import LearnedStd
 
 @dataclass(frozen=True)
 class ReinFlowConfig(PPOConfig):
-    """Settings of ReinFlow; those of ``PPOConfig`` and
+    """Settings of ReinFlow, beside those of ``PPOConfig``.
 
     Attributes:
         std_low: lower bound of the noise std, in normalised action units.

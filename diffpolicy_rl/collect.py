@@ -77,20 +77,18 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     from diffpolicy_rl.experts import load_expert
     from diffpolicy_rl.training.run import env_of, load
 
+    env_id, options = config.env, {}
     if config.run is not None:
-        policy: DeployedPolicy = load(config.run, config.which)
-        env_id, options = env_of(config.run)
-    else:
-        assert config.expert is not None
-        options = {}
-        env_id = EXPERTS[config.expert].env_id if config.expert in EXPERTS else config.env
-    if config.env is None and env_id is None:
+        run_id, options = env_of(config.run)
+        env_id = env_id or run_id
+    elif config.expert in EXPERTS:
+        env_id = env_id or EXPERTS[config.expert].env_id
+    if env_id is None:
         raise UserError("env=<id> must say which environment the expert is for")
-    num_envs = min(config.num_envs, config.episodes)
-    env: Any = make_env(config.env or str(env_id), num_envs=num_envs, seed=config.seed, **options)
-    if config.expert is not None:
-        policy = load_expert(fetch_expert(config.expert), env.single_action_space, config.stochastic)
-    return env, policy
+    env: Any = make_env(env_id, num_envs=min(config.num_envs, config.episodes), seed=config.seed, **options)
+    if config.run is not None:
+        return env, load(config.run, config.which)
+    return env, load_expert(fetch_expert(str(config.expert)), env.single_action_space, config.stochastic)
 
 
 def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, action_noise: float) -> "Transitions":
@@ -112,7 +110,8 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
 
     quota = [episodes // env.num_envs + (row < episodes % env.num_envs) for row in range(env.num_envs)]
     record = _Record(env.num_envs, quota)
-    low, high = (torch.from_numpy(bound) for bound in (env.single_action_space.low, env.single_action_space.high))
+    box = env.single_action_space
+    low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
     driver, disturbance = Driver(policy, env, seed), EpisodeStreams(_ACTION_NOISE, seed, env.num_envs)
     obs, _ = env.reset(seed=seed)
     with torch_threads(1), torch.inference_mode():
@@ -122,6 +121,7 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
                 action = action + action_noise * disturbance.normal(action.shape[1:])
             action = action.clamp(low, high)
             after, reward, terminated, truncated, _ = env.step(action)
+            assert isinstance(obs, torch.Tensor)  # D4RL's layout has no other
             record.add(obs, action[:, 0], reward, terminated, truncated)
             for stateful in (driver, disturbance):
                 stateful.reset(terminated | truncated)
@@ -155,12 +155,15 @@ class _Record:
         obs, action, reward, terminated, truncated = (torch.stack(part) for part in zip(*self._steps, strict=True))
         finished = (terminated | truncated).long().cumsum(0) - (terminated | truncated).long()
         keep = (finished < torch.tensor(self._quota)).T  # (N, T): the env's episode number is within its quota
-        rows = [part.transpose(0, 1)[keep].numpy() for part in (obs, action, reward, terminated, truncated)]
-        return Transitions(*rows)
+
+        def rows(part: Tensor) -> Any:
+            return part.transpose(0, 1)[keep].numpy()
+
+        return Transitions(rows(obs), rows(action), rows(reward), rows(terminated), rows(truncated))
 
 
 def _described(transitions: "Transitions", config: CollectConfig, argv: Sequence[str], env_id: str) -> "Transitions":
-    attributes = {
+    attributes: dict[str, Any] = {
         "env_id": env_id,
         "source": config.expert or config.run,
         "seed": config.seed,

@@ -65,7 +65,9 @@ def load_expert(path: Path, space: gymnasium.spaces.Box, stochastic: bool) -> Sq
     layers: list[nn.Module] = []
     for name in hidden:
         layers += [_linear(actor, name), nn.ReLU()]
-    policy = SquashedGaussian(nn.Sequential(*layers), _linear(actor, "mu"), _linear(actor, "log_std"), space, stochastic)
+    policy = SquashedGaussian(
+        nn.Sequential(*layers), _linear(actor, "mu"), _linear(actor, "log_std"), space, stochastic
+    )
     return policy.eval().requires_grad_(False)
 
 

@@ -19,7 +19,23 @@ if TYPE_CHECKING:
 
 _USAGE = "python -m diffpolicy_rl.train [agent=NAME] [env=NAME] [data=FILE] [key=value ...]"
 _GROUPS = ("agent", "env", "data", "policy", "budget")
-_RESUMABLE = ("resume", "iterations", "max_minutes")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    """Continue a run with its own settings.
+
+    Attributes:
+        resume: the run folder.
+        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+        iterations: stop after so many loop iterations over all phases.
+        max_minutes: stop after so many minutes.
+    """
+
+    resume: str
+    agent: str | None = None
+    iterations: int | None = None
+    max_minutes: float | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,7 +50,10 @@ def main(argv: Sequence[str]) -> None:
 
 def help_text() -> str:
     """Usage, and every agent, env, data set, policy and budget; reads file names only, so that it is fast."""
-    rows = [f"usage: {_USAGE}\n", "Pretrain a policy on demonstrations, improve it by reinforcement learning, evaluate it.\n"]
+    rows = [
+        f"usage: {_USAGE}\n",
+        "Pretrain a policy on demonstrations, improve it by reinforcement learning, evaluate it.\n",
+    ]
     for group in _GROUPS:
         rows.append(f"{group}:")
         rows += [f"  {name:14} {text}" for name, text in options(group).items()]
@@ -76,7 +95,7 @@ def compose(argv: Sequence[str]) -> None:
 
 
 def translate(word: str) -> list[str]:
-    """A word of the command line as Hydra overrides: groups by name, own code and files by their place, keys as they are."""
+    """A word of the command line as Hydra overrides: groups by name, own code and files by place, keys as they are."""
     key, equals, value = word.partition("=")
     if word.startswith("-") or word == "job":
         return [word]
@@ -120,26 +139,29 @@ def resume(argv: Sequence[str]) -> None:
     from diffpolicy_rl.training.config import resolve
     from diffpolicy_rl.training.run import read_config
 
-    given = dict(word.partition("=")[::2] for word in argv)
-    for key in given:
-        if key not in (*_RESUMABLE, "agent"):
+    for word in argv:
+        key = word.partition("=")[0]
+        if key not in cli.field_docs(ResumeConfig):
             raise UserError(f"{key} cannot change when a run is resumed; only iterations and max_minutes can")
-    folder = Path(given.pop("resume"))
-    stored = read_config(folder, given.pop("agent", None))
-    config = resolve({**stored, "iterations": None, "max_minutes": None, **given})
-    train(dataclasses.replace(config, run_dir=str(folder)), resumed=True)
+    given = cli.parse(ResumeConfig, argv, "python -m diffpolicy_rl.train resume=RUN [iterations=N] [max_minutes=M]")
+    config = resolve(read_config(Path(given.resume), given.agent))
+    train(
+        dataclasses.replace(config, run_dir=given.resume, iterations=given.iterations, max_minutes=given.max_minutes),
+        resumed=True,
+    )
 
 
 def train(config: "TrainConfig", resumed: bool = False) -> dict[str, Any]:
     """Train, plot, film; returns the summary."""
     from diffpolicy_rl.training.build import build_env
     from diffpolicy_rl.training.evaluation import describe
-    from diffpolicy_rl.training.loop import Interrupted, Trainer
+    from diffpolicy_rl.training.loop import Trainer
     from diffpolicy_rl.training.plots import plot_curve, record_video
     from diffpolicy_rl.training.run import adopt_base, write_config, write_manifest
+    from diffpolicy_rl.training.signals import Interrupted
 
-    config = adopt_base(config)
-
+    if not resumed:
+        config = adopt_base(config)
     folder = Path(config.run_dir or _default_folder(config))
     if not resumed and (folder / "checkpoints").exists():
         raise UserError(f"{folder} already holds a run; continue it with resume={folder}, or choose another run_dir")
@@ -155,7 +177,7 @@ def train(config: "TrainConfig", resumed: bool = False) -> dict[str, Any]:
         sys.exit(stop.exit_status)
     plot_curve(folder)
     if config.video:
-        print(record_video(folder / "video.mp4", trainer.agent.deploy(), build_env(config, 1), config.seed))
+        print(record_video(folder / "video.mp4", trainer.phase.agent.deploy(), build_env(config, 1), config.seed))
     for name in ("base", "final", "best"):
         if summary[name]:
             print(f"{name:5}  {describe(summary[name])}")

@@ -5,7 +5,8 @@ Letters
 N envs · T rollout decisions · B batch · H predicted chunk length · A executed actions (A <= H) · D action dimension ·
 O observation dimension · To observation history · K sampling steps · M candidates.
 
-Public time runs t = 0 (noise) to t = 1 (action) for every process. Angles are rad, rates Hz, names ending ``_s`` seconds.
+Public time runs t = 0 (noise) to t = 1 (action) for every process. Angles are rad, rates Hz, names ending ``_s``
+seconds.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ Obs = Tensor | dict[str, Tensor]
 """Observations: a tensor (N, O), or (N, To, O) with history, where the space is a Box; else a dict of tensors."""
 
 Extras = dict[str, Tensor]
-"""What an agent wants back from the buffer: tensors with leading dimension N; reserved: chain, value, log_prob, w, base_action."""
+"""What an agent wants back from the buffer, leading dimension N; reserved: chain, value, log_prob, w, base_action."""
 
 State = dict[str, Any]
 """A tree of dicts whose leaves are tensors or JSON values: all that a checkpoint may hold."""
@@ -60,13 +61,15 @@ class Chain(NamedTuple):
 class VecEnv(Protocol):
     """N copies of one task, stepped by action chunks; arrays are torch tensors on ``device``.
 
-    It follows ``gymnasium.vector.VectorEnv``: same names, spaces, 5-tuple, and ``metadata["autoreset_mode"]`` SAME_STEP.
+    It follows ``gymnasium.vector.VectorEnv``: same names, spaces, 5-tuple, and ``metadata["autoreset_mode"]``
+    SAME_STEP.
 
-    A chunk of A actions is executed inside ``step``; a row freezes as soon as its episode ends, and is then reset in the
-    same call, so the returned observation is always one to act on. Actions are clipped to the Box here and nowhere else.
+    A chunk of A actions is executed inside ``step``; a row freezes as soon as its episode ends, and is then reset in
+    the same call, so the returned observation is always one to act on. Actions are clipped to the Box here and nowhere
+    else.
 
-    ``step(action (N, A, D))`` returns ``obs, reward (N,), terminated (N,) bool, truncated (N,) bool, info``; reward is the
-    plain sum over the executed actions; terminated and truncated are never both set for one row. ``info`` holds
+    ``step(action (N, A, D))`` returns ``obs, reward (N,), terminated (N,) bool, truncated (N,) bool, info``; reward is
+    the plain sum over the executed actions; terminated and truncated are never both set for one row. ``info`` holds
 
     - ``rewards`` (N, A): the single rewards, 0 where the row was frozen;
     - ``executed`` (N,) int64: how many actions ran, 1 to A;
@@ -82,8 +85,16 @@ class VecEnv(Protocol):
     max_episode_steps: int
     restarted_on_load: bool
     metadata: dict[str, Any]
-    single_observation_space: gymnasium.Space
-    single_action_space: gymnasium.Space
+
+    @property
+    def single_observation_space(self) -> gymnasium.Space:
+        """Space of one observation."""
+        ...
+
+    @property
+    def single_action_space(self) -> gymnasium.spaces.Box:
+        """Box (D,) of one action."""
+        ...
 
     def reset(self, *, seed: int | None = None, mask: Tensor | None = None) -> tuple[Obs, dict[str, Any]]:
         """Start new episodes, in the rows of ``mask`` (N,) bool if given; a seed restarts every row's random stream."""

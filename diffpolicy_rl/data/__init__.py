@@ -1,0 +1,1 @@
+"""Demonstrations: file formats, what can be had by name, and the one reader that training draws from."""

@@ -1,7 +1,7 @@
 """Read and write transitions in D4RL's hdf5 layout.
 
-Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,) and ``timeouts`` (S,); S counts the
-transitions of all episodes, in order. The writer adds attributes that say where the data comes from.
+Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,) and ``timeouts`` (S,); S
+counts the transitions of all episodes, in order. The writer adds attributes that say where the data comes from.
 """
 
 import os
@@ -59,7 +59,8 @@ def read(path: Path) -> Transitions:
     """Read a file.
 
     Raises:
-        UserError: if it is missing, not hdf5, cut short, or its arrays are absent, misshapen, not finite or not plain numbers.
+        UserError: if it is missing, not hdf5, cut short, or its arrays are absent, misshapen, not finite or not plain
+            numbers.
     """
     if not path.is_file():
         raise UserError(f"there is no data file {path}")

@@ -1,0 +1,1 @@
+"""What agents learn from online: buffers, returns and advantages, chunk queues."""

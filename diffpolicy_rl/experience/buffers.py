@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.types import Extras
+from diffpolicy_rl.types import Extras, Obs
 
 
 class RolloutBuffer:
@@ -38,7 +38,7 @@ class RolloutBuffer:
 
     def add(
         self,
-        obs: Tensor,
+        obs: Obs,
         extras: Extras,
         rewards: Tensor,
         executed: Tensor,
@@ -47,6 +47,7 @@ class RolloutBuffer:
         final_obs: Tensor,
     ) -> None:
         """Store one decision of all envs; final_obs (N, O) is read where truncated."""
+        assert isinstance(obs, Tensor)  # envs with dict observations are not made yet
         step = {
             "obs": obs,
             "rewards": rewards,
@@ -59,9 +60,10 @@ class RolloutBuffer:
         self._finals.append(final_obs[truncated])
         self._filled += 1
 
-    def finish(self, last_obs: Tensor) -> None:
+    def finish(self, last_obs: Obs) -> None:
         """Close the rollout with the observations (N, O) after its last decision."""
         assert self._filled == self.decisions
+        assert isinstance(last_obs, Tensor)
         self.last_obs, self.final_obs = last_obs, torch.cat(self._finals)
 
     def clear(self) -> None:

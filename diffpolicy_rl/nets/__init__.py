@@ -1,0 +1,1 @@
+"""Plain networks: they know shapes, and nothing of noise processes or learning rules."""

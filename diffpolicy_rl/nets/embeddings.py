@@ -16,6 +16,8 @@ class SinusoidalEmbedding(nn.Module):
         dim: number of features, even.
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         half = dim // 2

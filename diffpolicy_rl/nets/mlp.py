@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -47,7 +49,7 @@ class ResidualMLP(nn.Sequential):
         super().__init__(nn.Linear(inputs, hidden[0]), ResidualTrunk(hidden, out, activation))
 
 
-class DenoisingMLP(nn.Module):
+class DenoisingMLP(DenoisingNet):
     """DPPO's residual MLP over (noisy chunk, time, condition), predicting noise, action or velocity.
 
     The input layer over the concatenation is kept as three summands. What depends on time and condition alone is the
@@ -95,20 +97,13 @@ class DenoisingMLP(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """What the net needs of start time t (...), stop time s (unused: a one-time model) and condition (..., F).
-
-        Leading dimensions broadcast; the result is (..., width).
-        """
+        """Time and condition summands of the input layer (..., width); s is not used."""
         return self.time_in(self.time(t)) + self.cond_in(cond)
 
     def denoise(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map noisy chunks (..., H, D) and their context (..., width) to predictions (..., H, D)."""
+        """Predict (..., H, D) at noisy chunks (..., H, D) and their context (..., width)."""
         hidden = self.action_in(x.flatten(-2))
         return self.trunk(hidden + context).unflatten(-1, self.action_shape)
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Predict at noisy chunks (B, H, D), times (B,), stop times (B,), condition (B, F); returns (B, H, D)."""
-        return self.denoise(x, self.context(t, s, cond))
 
 
 class NoiseNet(nn.Module):
@@ -123,7 +118,7 @@ class NoiseNet(nn.Module):
         self.time = EMBEDDINGS["sinusoidal"](16)
         widths = [16 + cond_dim, *hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], horizon * action_dim))
 

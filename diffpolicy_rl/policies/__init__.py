@@ -1,0 +1,1 @@
+"""Generative policies: noise processes, samplers with likelihoods, normalisation."""

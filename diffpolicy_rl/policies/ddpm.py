@@ -1,6 +1,7 @@
 """DDPM and DDIM over a discrete noise schedule (Ho et al. 2020; Song et al. 2020)."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.policies.process import Net, Time, masked_mse
+from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.policies.process import Time, masked_mse
 
 
 def cosine_betas(levels: int) -> list[float]:
     """Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and betas clipped at 0.999."""
     f = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
-    return [min(1 - after / before, 0.999) for before, after in zip(f, f[1:], strict=False)]
+    return [min(1 - after / before, 0.999) for before, after in itertools.pairwise(f)]
 
 
 def vp_betas(levels: int) -> list[float]:
@@ -36,8 +38,8 @@ SCHEDULES: dict[str, Callable[[int], list[float]]] = {"cosine": cosine_betas, "v
 class DDPM:
     """A chain of noise levels j = levels (t = 0) down to 0 (t = 1), sampled by DDIM moves with any eta.
 
-    x_j = sqrt(abar_j) a + sqrt(1 - abar_j) z, abar_0 = 1. With K < levels steps the grid is evenly spaced from the noisiest
-    level down ("trailing" spacing in the words of diffusers).
+    x_j = sqrt(abar_j) a + sqrt(1 - abar_j) z, abar_0 = 1. With K < levels steps the grid is evenly spaced from the
+    noisiest level down ("trailing" spacing in the words of diffusers).
 
     Args:
         levels: number of noise levels the net is trained on.
@@ -60,7 +62,7 @@ class DDPM:
         self._table = functools.cache(lambda device: torch.tensor(self._alpha_bar, dtype=torch.float64, device=device))
 
     def alpha_bar(self, t: Time) -> Time:
-        """abar at public time t, float64."""
+        """The signal level abar_j at public time t, float64."""
         if isinstance(t, Tensor):
             return self._table(t.device)[((1 - t) * self.levels).round().long()]
         return self._alpha_bar[round((1 - t) * self.levels)]
@@ -68,14 +70,18 @@ class DDPM:
     def grid(self, steps: int) -> list[float]:
         """Times of the K + 1 evenly spaced levels; K must divide the number of levels."""
         if self.levels % steps:
-            raise UserError(f"policy.steps={steps} must divide the {self.levels} noise levels the policy was trained on")
+            raise UserError(
+                f"policy.steps={steps} must divide the {self.levels} noise levels the policy was trained on"
+            )
         return [k / steps for k in range(steps + 1)]
 
     def sample_time(self, batch: int, generator: torch.Generator | None) -> Tensor:
         """Times (B,) of uniformly drawn levels 1 to ``levels``."""
         return 1 - torch.randint(1, self.levels + 1, (batch,), generator=generator) / self.levels
 
-    def loss(self, net: Net, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Simple loss per sample (Ho et al. 2020, eq. 14)."""
         alpha_bar = self.alpha_bar(t.double()).to(action.dtype).view(-1, 1, 1)
         x = alpha_bar.sqrt() * action + (1 - alpha_bar).sqrt() * noise
@@ -97,7 +103,7 @@ class DDPM:
     def std(self, t: Time, s: Time, eta: float) -> Time:
         """Song et al. 2020, eq. 16; 0 for the last move."""
         a_t, a_s = self.alpha_bar(t), self.alpha_bar(s)
-        return eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5
+        return eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5  # pyright: ignore[reportReturnType]
 
 
 def _scale(x: Tensor, factor: Time) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.policies.process import Net, Time, masked_mse
+from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.policies.process import Time, masked_mse
 
 
 class RectifiedFlow:
@@ -25,7 +26,9 @@ class RectifiedFlow:
         """Uniform times (B,)."""
         return torch.rand(batch, generator=generator)
 
-    def loss(self, net: Net, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Conditional flow-matching loss per sample (Lipman et al. 2022, eq. 9 with straight paths)."""
         x = torch.lerp(noise, action, t.view(-1, 1, 1))
         return masked_mse(net(x, t, t, cond), action - noise, mask)

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.process import Process
 from diffpolicy_rl.policies.std import StdRule
@@ -21,7 +22,7 @@ class GenerativePolicy(nn.Module):
     Observations enter raw; actions and noise are in normalised units everywhere in this class.
 
     Args:
-        net: denoising net, see ``process.Net``.
+        net: denoising net.
         process: noise process.
         obs_normalizer: over (O,) or (To, O).
         action_normalizer: over (D,).
@@ -32,7 +33,7 @@ class GenerativePolicy(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: DenoisingNet,
         process: Process,
         obs_normalizer: Normalizer,
         action_normalizer: Normalizer,

@@ -8,24 +8,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from diffpolicy_rl.nets.base import DenoisingNet
+
 Time = TypeVar("Time", float, Tensor)
 """A time is a Python float in the sampling loop, or a float64 tensor that broadcasts against (..., H, D)."""
-
-
-class Net(Protocol):
-    """A denoising net: ``net(x, t, s, cond)``, in two parts so that ``context`` can be computed once per chunk."""
-
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Predict (B, H, D) at noisy chunks (B, H, D), times (B,), stop times (B,) and conditions (B, F)."""
-        ...
-
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """The part of the computation that does not depend on the noisy chunk; leading dimensions broadcast."""
-        ...
-
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
-        """The rest of it."""
-        ...
 
 
 class Process(Protocol):
@@ -39,8 +25,10 @@ class Process(Protocol):
         """Training times (B,), drawn on the CPU."""
         ...
 
-    def loss(self, net: Net, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None) -> Tensor:
-        """Regression loss per sample (B,) at given noise (B, H, D) and t (B,), averaged over valid rows of mask (B, H)."""
+    def loss(
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Regression loss per sample (B,) at noise (B, H, D) and t (B,), averaged over valid rows of mask (B, H)."""
         ...
 
     def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:

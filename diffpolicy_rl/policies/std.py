@@ -20,7 +20,7 @@ class StdRule(nn.Module):
     noise_clip: float = 3.0
 
     def forward(self, process_std: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Stds, broadcastable to (B, K', H, D), of moves with the process's own std (K',), start times (K',), cond (B, F)."""
+        """Stds (B, K', H, D), or broadcastable, of moves with the stds (K',), start times (K',), cond (B, F)."""
         raise NotImplementedError
 
 

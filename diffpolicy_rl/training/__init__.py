@@ -1,0 +1,1 @@
+"""What surrounds every agent: the loop, rollouts, evaluation, checkpoints, logs."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import gymnasium
 import torch
 
 from diffpolicy_rl.data.catalog import resolve as resolve_data
@@ -48,7 +47,6 @@ def build_env(config: TrainConfig, num_envs: int) -> VecEnv:
 def spec_of(env: VecEnv) -> Spec:
     """What a policy must know of an env."""
     obs, action = env.single_observation_space, env.single_action_space
-    assert isinstance(action, gymnasium.spaces.Box)
     assert obs.shape is not None
     low, high = action.low.astype(float).tolist(), action.high.astype(float).tolist()
     return Spec(env.spec_id, tuple(obs.shape), len(low), tuple(low), tuple(high))

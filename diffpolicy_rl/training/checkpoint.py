@@ -24,7 +24,7 @@ _TENSOR = "__tensor__"
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Write a state tree as a new folder, atomically; UserError if it cannot be written, with nothing half-written left."""
+    """Write a state tree as a new folder, atomically; UserError, and nothing half-written, if it cannot be written."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)
@@ -37,7 +37,9 @@ def write_state(folder: Path, state: State) -> None:
         os.replace(temporary, folder)
         _fsync(folder.parent)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the checkpoint {folder}: {_reason(error)}; earlier checkpoints are intact") from error
+        raise UserError(
+            f"cannot write the checkpoint {folder}: {_reason(error)}; earlier checkpoints are intact"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -78,7 +78,7 @@ class BudgetConfig:
 
     Attributes:
         bc_steps: gradient steps of behaviour cloning.
-        env_steps: env steps of online learning.
+        env_steps: env steps of online learning, at most.
         decisions: T, decisions of each env per iteration.
         bc_eval_every: behaviour-cloning iterations between evaluations.
         eval_every: online iterations between evaluations.
@@ -92,7 +92,7 @@ class BudgetConfig:
     bc_eval_every: int = 1000
     eval_every: int = 8
     eval_episodes: int = 40
-    final_episodes: int = 100
+    final_episodes: int = 80
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def target(name: str) -> type:
 
 
 def settings(cls: type) -> dict[str, inspect.Parameter]:
-    """What a component's class can be told: the fields of its ``Config``, else its constructor's defaulted arguments."""
+    """What a component's class can be told: its ``Config``'s fields, else its constructor's defaulted arguments."""
     signature = inspect.signature(getattr(cls, "Config", cls))
     configurable = hasattr(cls, "Config")
     return {

@@ -23,8 +23,9 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Play episodes and report undiscounted returns.
 
-    The first ceil(episodes / N) episodes of each env count, so quick failures are not over-represented. The noise of each
-    episode comes from a stream of its own, so results do not depend on what the other rows do. Runs on one torch thread.
+    The first ceil(episodes / N) episodes of each env count, so quick failures are not over-represented. The noise of
+    each episode comes from a stream of its own, so results do not depend on what the other rows do. Runs on one torch
+    thread.
 
     Args:
         policy: a deployed module.
@@ -34,7 +35,8 @@ def evaluate_policy(
         progress: called with the number of finished episodes after every step.
 
     Returns:
-        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success where the task has it.
+        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success where the task has
+        it.
     """
     per_env = math.ceil(episodes / env.num_envs)
     driver = Driver(policy, env, seed)
@@ -43,7 +45,7 @@ def evaluate_policy(
     results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
     with torch_threads(1), torch.inference_mode():
         while any(len(rows) < per_env for rows in results):
-            obs, reward, terminated, truncated, info = env.step(driver.act(obs))
+            obs, _, terminated, truncated, info = env.step(driver.act(obs))
             score += info["rewards"].double().sum(-1).cpu()
             length += info["executed"].cpu()
             done = terminated | truncated

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: ``metrics.jsonl`` and TensorBoard always, trackers on request, the screen as it fits."""
+"""Where the numbers of a run go: ``metrics.jsonl`` and TensorBoard always, trackers on request, and the screen."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from typing import Any, Self
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffpolicy_rl.errors import UserError, did_you_mean
+from diffpolicy_rl.training.checkpoint import write_text
 
 _TRACKERS = ("wandb", "trackio")
 _PLAIN_SECONDS = 10.0
@@ -30,9 +31,9 @@ class Logger:
 
         self.path = folder / "metrics.jsonl"
         self.records = [record for record in read_metrics(self.path) if record["iteration"] <= iteration]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         try:
-            self._file = self.path.open("w", buffering=1)
-            self._file.writelines(json.dumps(record) + "\n" for record in self.records)
+            self._file = self.path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
@@ -97,7 +98,9 @@ class Console:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def begin(self, name: str, done: int, total: int) -> None:

@@ -28,7 +28,7 @@ def plot_curve(folder: Path) -> None:
     axes.plot(steps, [record["eval/mean"] for record in evaluated], "o-", label="evaluated")
     low, high = ([record[f"eval/ci_{side}"] for record in evaluated] for side in ("low", "high"))
     axes.fill_between(steps, low, high, alpha=0.25, label="95 % CI over episodes")
-    exploring = [record for record in records if record.get("rollout/return") is not None]
+    exploring = [record for record in records if "rollout/return" in record]
     if exploring:
         axes.plot(
             [record[x] for record in exploring],

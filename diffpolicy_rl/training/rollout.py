@@ -12,31 +12,35 @@ from diffpolicy_rl.types import Agent, Obs, State, VecEnv
 class Rollout:
     """The envs an agent learns in, and the statistics of the episodes it finishes there.
 
-    Attributes:
+    Args:
         env: the vector env.
+        seed: of its episodes.
+        decisions: T, decisions per rollout.
+
+    Attributes:
         env_steps: actions executed so far, all envs together.
     """
 
-    def __init__(self, env: VecEnv, seed: int) -> None:
-        self.env, self.env_steps = env, 0
+    def __init__(self, env: VecEnv, seed: int, decisions: int) -> None:
+        self.env, self.env_steps, self._buffer = env, 0, RolloutBuffer(decisions)
         self._obs: Obs = env.reset(seed=seed)[0]
         self._score = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
         self._finished: deque[float] = deque(maxlen=100)
 
-    def collect(self, agent: Agent, buffer: RolloutBuffer) -> None:
-        """Fill the buffer with decisions of the exploring agent."""
+    def collect(self, agent: Agent) -> RolloutBuffer:
+        """T decisions of the exploring agent; the next call overwrites them."""
+        buffer = self._buffer
         buffer.clear()
         for _ in range(buffer.decisions):
             action, extras = agent.act(self._obs, explore=True)
             obs, _, terminated, truncated, info = self.env.step(action)
-            buffer.add(
-                self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"]
-            )
+            buffer.add(self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"])
             self._count(info["rewards"], terminated | truncated)
             agent.reset(terminated | truncated)
             self._obs = obs
         buffer.finish(self._obs)
         self.env_steps += int(buffer.executed.sum())
+        return buffer
 
     @property
     def mean_return(self) -> float | None:

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,25 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2))
 
 
-def checkpoint_state(config: TrainConfig, spec: Spec, phase: str, agent: Agent) -> State:
-    """The part of a checkpoint that ``load`` needs: a checkpoint is complete without its run."""
-    return {"config": to_plain(config), "spec": dataclasses.asdict(spec), "phase": phase, "agent": agent.state_dict()}
+def checkpoint_state(config: TrainConfig, spec: Spec) -> State:
+    """What ``load`` needs beside a phase's own state: a checkpoint is complete without its run."""
+    return {"config": to_plain(config), "spec": dataclasses.asdict(spec)}
+
+
+def check_same_run(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
+    """Raise UserError unless a checkpoint was made with these settings, apart from when and where to stop."""
+    ours = to_plain(config)
+    changeable = {field: saved.get(field) for field in ("iterations", "max_minutes", "run_dir")}
+    for name, mine, theirs in _differences(ours | changeable, saved, ""):
+        raise UserError(f"the checkpoint in {folder} was made with {name}={theirs}, but the run's config says {mine}")
+
+
+def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in ours | theirs:
+            yield from _differences(ours.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
+    elif ours != theirs:
+        yield name, ours, theirs
 
 
 def load_agent(path: str | Path, which: str = "last", agent: str | None = None) -> Agent:

@@ -33,7 +33,7 @@ def use_fast_fp32() -> bool:
     MKL's kernels reach half the speed of oneDNN's on AMD processors. torch routes to oneDNN when lower precision is
     allowed, which oneDNN uses only on processors with bf16 matrix units; so allow it, and check that nothing was lost.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities().get("amx_bf16", True):
         return False
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"

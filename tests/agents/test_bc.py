@@ -55,7 +55,9 @@ def test_average_is_updated_as_written(make_policy):
 
 
 def test_learning_rate_follows_its_cosine(make_policy):
-    agent = BC(make_policy(RectifiedFlow(), 4), BCConfig(batch=16, steps=10, lr=1.0, final_lr=0.5), iterations=2, seed=0)
+    agent = BC(
+        make_policy(RectifiedFlow(), 4), BCConfig(batch=16, steps=10, lr=1.0, final_lr=0.5), iterations=2, seed=0
+    )
     agent.update(TwoModes())
     rate = agent.optimizer.param_groups[0]["lr"]  # of step 9 of 20
     assert rate == pytest.approx(0.5 + 0.25 * (1 + torch.cos(torch.tensor(9 / 20 * torch.pi))).item())

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -33,7 +35,7 @@ def test_euler_reaches_a_point_in_any_number_of_steps():
     for steps in (1, 4, 7):
         process, x = RectifiedFlow(clip=None), torch.randn(5, 3, 2)
         grid = process.grid(steps)
-        for t, s in zip(grid, grid[1:], strict=False):
+        for t, s in pairwise(grid):
             x, std = process.step(x, Velocity(0.4)(x, torch.tensor([t]), None, None), t, s, 0.0)
             assert std == 0
         torch.testing.assert_close(x, torch.full_like(x, 0.4), atol=1e-6, rtol=0)

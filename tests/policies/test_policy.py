@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_rows_do_not_see_each_other(policy):
 def test_sample_is_the_plain_loop_over_the_grid(policy):
     obs, x = torch.randn(5, 3), torch.randn(5, 4, 2)
     sampled, cond, grid = policy.sample(obs, x), policy.encode(obs), policy.process.grid(policy.steps)
-    for t, s in zip(grid, grid[1:], strict=False):
+    for t, s in pairwise(grid):
         pred = policy.net(x, torch.full((5,), t), torch.full((5,), s), cond)
         x, _ = policy.process.step(x, pred, t, s, 0.0)
     torch.testing.assert_close(sampled, x, atol=1e-5, rtol=1e-5)
