@@ -24,9 +24,12 @@ class EpisodeStreams:
         self._episode = [0] * num_envs
         self._streams = [stream(key, seed, row, 0) for row in range(num_envs)]
 
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal numbers (N, *shape)."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self._streams])
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Standard normal numbers (N, *shape); 0, and no progress of the stream, outside rows (N,) bool if given."""
+        numbers = torch.zeros((len(self._streams), *shape))
+        for row in range(len(self._streams)) if rows is None else rows.nonzero().flatten().tolist():
+            torch.randn(shape, generator=self._streams[row], out=numbers[row])
+        return numbers
 
     def reset(self, done: Tensor) -> None:
         """Begin the next episode's streams in the rows of done (N,) bool."""
@@ -57,12 +60,13 @@ class Driver:
             return self._chunks(obs)
         needs = self.queue.needs()
         if needs.any():
-            self.queue.put(needs, self._chunks(obs)[needs])
+            self.queue.put(needs, self._chunks(obs, needs)[needs])
         return self.queue.pop().unsqueeze(1)
 
-    def _chunks(self, obs: Obs) -> Tensor:
+    def _chunks(self, obs: Obs, rows: Tensor | None = None) -> Tensor:
+        """New chunks (N, A, D); outside ``rows`` they are not meant to be used."""
         shape = self.policy.noise_shape
-        noise = None if shape is None else self.noise.normal(shape).to(self.device)
+        noise = None if shape is None else self.noise.normal(shape, rows).to(self.device)
         return self.policy(obs, noise)[:, : self.policy.execute]
 
     def reset(self, done: Tensor) -> None:

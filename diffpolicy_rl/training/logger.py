@@ -30,8 +30,8 @@ class Logger:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = folder / "metrics.jsonl"
-        self.records = [record for record in read_metrics(self.path) if record["iteration"] <= iteration]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        kept = [record for record in read_metrics(self.path) if record["iteration"] <= iteration]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         try:
             self._file = self.path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
@@ -41,8 +41,10 @@ class Logger:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; ``iteration`` is its step, numbers become curves."""
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
         for key, value in numbers.items():
             self._board.add_scalar(key, value, record["iteration"])

@@ -1,0 +1,167 @@
+import json
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+
+from diffpolicy_rl import load, train
+from diffpolicy_rl.agents.reinflow import ReinFlow
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.training.config import resolve, to_plain
+from diffpolicy_rl.training.logger import read_metrics
+from diffpolicy_rl.training.phase import Phase
+from diffpolicy_rl.training.run import load_agent
+from diffpolicy_rl.training.signals import Interrupted, StopSignals
+from diffpolicy_rl.training.threads import available_cores, torch_threads, use_fast_fp32
+from tests.training.tiny_run import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop") / "run"
+    return folder, train.train(tiny(folder))
+
+
+def test_run_folder_holds_what_it_should(run):
+    folder, summary = run
+    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "curve.png", "tensorboard"):
+        assert (folder / name).exists(), name
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"last", "best", "base"}
+    assert resolve(yaml.safe_load((folder / "config.yaml").read_text())) == tiny(folder)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_counters_add_up(run):
+    folder, summary = run
+    records = read_metrics(folder / "metrics.jsonl")
+    assert [record["phase"] for record in records] == ["bc"] * 3 + ["base"] + ["online"] * 4
+    assert [record["iteration"] for record in records] == [1, 2, 3, 3, 4, 5, 6, 7]
+    # 10 decisions of 3 envs make 2 minibatches per epoch, the second one smaller; 9 steps of cloning come before.
+    assert summary["gradient_steps"] == 9 + 4 * 5 * 2
+    assert 4 * 10 * 3 < summary["env_steps"] < 4 * 10 * 3 * 4  # rows freeze when the hopper falls inside a chunk
+    assert summary["env_steps"] == records[-1]["env_steps"]
+    assert summary["iterations"] == 7
+
+
+def test_first_minibatch_ratio_is_one_in_the_loop(run):
+    folder, _ = run
+    errors = [record["ppo/first_ratio_error"] for record in read_metrics(folder / "metrics.jsonl")[4:]]
+    assert max(errors) < 1e-6
+
+
+def test_best_is_the_best_evaluation_of_the_last_phase(run):
+    folder, summary = run
+    evaluated = {r["iteration"]: r["eval/mean"] for r in read_metrics(folder / "metrics.jsonl")[4:] if "eval/mean" in r}
+    best = max(evaluated, key=evaluated.__getitem__)
+    assert (folder / "checkpoints" / "best").resolve().name == f"{best:08d}"
+    assert summary["best"].get("iteration", 7) == best
+
+
+def test_base_of_another_run_is_where_training_starts(run, tmp_path):
+    folder, summary = run
+    tuned = train.train(tiny(tmp_path / "tuned", base=str(folder)))
+    assert tuned["base"]["returns"] == summary["base"]["returns"]
+    assert tuned["iterations"] == 4
+    ours, theirs = load_agent(tmp_path / "tuned", "base"), load_agent(folder, "base")
+    assert torch.equal(ours.policy.net.action_in.weight, theirs.policy.net.action_in.weight)
+
+
+def test_iterations_count_over_phases_and_stop_early(tmp_path):
+    summary = train.train(tiny(tmp_path / "run", iterations=2))
+    assert (summary["iterations"], summary["env_steps"], summary["base"]) == (2, 0, None)
+
+
+def test_max_minutes_stops_before_the_next_iteration(tmp_path):
+    assert train.train(tiny(tmp_path / "run", max_minutes=0.0))["iterations"] == 0
+    assert load(tmp_path / "run").execute == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_resumed_run_ends_as_if_nothing_happened(run, tmp_path, monkeypatch, capsys, number):
+    iterate = Phase.iterate
+
+    def interrupted(phase, *args):
+        if phase.name == "online" and phase.iteration == 2:
+            signal.raise_signal(number)
+        return iterate(phase, *args)
+
+    monkeypatch.setattr(Phase, "iterate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train.train(tiny(tmp_path / "run"))
+    assert stop.value.code == 128 + number
+    assert f"resume={tmp_path / 'run'}" in capsys.readouterr().err
+    monkeypatch.undo()
+    train.main([f"resume={tmp_path / 'run'}"])
+    finished = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert finished["final"]["returns"] == run[1]["final"]["returns"]
+
+
+def test_second_signal_exits_at_once_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(SystemExit) as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.value.code == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Interrupted(15).exit_status == 143
+
+
+def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    update = ReinFlow.update
+
+    def broken(agent, buffer):
+        metrics = dict(update(agent, buffer))
+        return metrics | {"critic/loss": torch.tensor(float("nan"))} if agent.updates == 2 else metrics
+
+    monkeypatch.setattr(ReinFlow, "update", broken)
+    with pytest.raises(UserError, match=r"critic/loss is not finite after iteration 5; .*checkpoints/00000003"):
+        train.train(tiny(tmp_path / "run"))
+    assert load(tmp_path / "run")(torch.zeros(1, 11), torch.zeros(1, 4, 3)).isfinite().all()
+
+
+def test_rollouts_use_one_thread_and_updates_the_number_given(tmp_path, monkeypatch):
+    seen = {"act": set(), "update": set()}
+    for name, method in (("act", ReinFlow.act), ("update", ReinFlow.update)):
+
+        def spy(agent, *args, name=name, method=method, **kwargs):
+            seen[name].add(torch.get_num_threads())
+            return method(agent, *args, **kwargs)
+
+        monkeypatch.setattr(ReinFlow, name, spy)
+    train.train(tiny(tmp_path / "run", threads=2, iterations=5))
+    assert seen == {"act": {1}, "update": {2}}
+
+
+def test_threads_and_precision_are_put_back():
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    assert available_cores() >= 1
+    use_fast_fp32()
+    a, b = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close((a @ b).double(), a.double() @ b.double(), atol=1e-4, rtol=0)
+
+
+def test_settings_survive_the_round_trip_through_yaml(tmp_path):
+    config = tiny(tmp_path)
+    assert resolve(yaml.safe_load(yaml.safe_dump(to_plain(config)))) == config
+
+
+def test_a_tracker_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r'loggers=wandb needs the package wandb: pip install "diffpolicy_rl\[wandb\]"'):
+        train.train(tiny(tmp_path / "run", loggers=["wandb"]))
+    with pytest.raises(UserError, match="there is no logger 'wandbb'; did you mean 'wandb'"):
+        train.train(tiny(tmp_path / "run", loggers=["wandbb"]))
+
+
+def test_buffer_is_full_before_it_is_used():
+    with pytest.raises(AssertionError):
+        RolloutBuffer(2).finish(torch.zeros(1, 1))

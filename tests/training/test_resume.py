@@ -1,0 +1,104 @@
+"""2n iterations equal n + resume + n, bit for bit; a killed run always leaves a checkpoint that loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffpolicy_rl import train
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.checkpoint import Checkpoints, read_state
+from diffpolicy_rl.training.logger import read_metrics
+from tests.training.tiny_run import tiny
+
+
+def same(a, b, path=""):
+    """Assert that two state trees are equal bit for bit, times and stopping points aside."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key not in ("seconds", "run_dir", "iterations", "wall_s") and not key.startswith("seconds/"):
+                same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def outcome(folder: Path) -> dict:
+    summary = json.loads((folder / "summary.json").read_text())
+    records = read_metrics(folder / "metrics.jsonl")
+    return {
+        "state": read_state(Checkpoints(folder / "checkpoints").find("last")),
+        "summary": summary,
+        "metrics": {str(i): record for i, record in enumerate(records)},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs by agent, each made once."""
+    made = {}
+
+    def make(agent: str) -> dict:
+        if agent not in made:
+            folder = tmp_path_factory.mktemp(agent) / "run"
+            train.train(tiny(folder, agent))
+            made[agent] = outcome(folder)
+        return made[agent]
+
+    return make
+
+
+# BC has 3 iterations; ReinFlow's run has them and 4 more: inside the first phase, at the border, inside the second.
+@pytest.mark.parametrize(("agent", "stop"), [("bc", 1), ("bc", 2), ("reinflow", 2), ("reinflow", 3), ("reinflow", 5)])
+def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
+    folder = tmp_path / "run"
+    train.train(tiny(folder, agent, iterations=stop))
+    assert outcome(folder)["state"]["total_iterations"] == stop
+    train.main([f"resume={folder}"])
+    same(outcome(folder), whole(agent))
+
+
+def test_episodes_end_and_learning_moves_in_the_runs_compared(whole):
+    state = whole("reinflow")["state"]
+    assert len(state["rollout"]["finished"]) > 3
+    assert state["agent"]["updates"] == 4
+    moments = state["agent"]["actor_optimizer"]["state"]["0"]
+    assert moments["exp_avg"].abs().sum() > 0
+
+
+def test_same_seed_gives_the_same_summary_and_another_one_does_not(whole, tmp_path):
+    again = train.train(tiny(tmp_path / "again", "bc"))
+    assert again["final"] == whole("bc")["summary"]["final"]
+    other = train.train(tiny(tmp_path / "other", "bc", seed=1))
+    assert other["final"]["returns"] != again["final"]["returns"]
+
+
+def test_resume_refuses_other_settings_and_other_agents(tmp_path):
+    train.train(tiny(tmp_path / "flow", iterations=4))
+    train.train(tiny(tmp_path / "bc", "bc"))
+    with pytest.raises(UserError, match="seed cannot change"):
+        train.main([f"resume={tmp_path / 'bc'}", "seed=3"])
+    (tmp_path / "bc" / "config.yaml").write_bytes((tmp_path / "flow" / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match=r"made with agent\._target_=diffpolicy_rl\.agents\.bc\.BC"):
+        train.main([f"resume={tmp_path / 'bc'}"])
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    train.train(tiny(tmp_path / "run", "bc"))
+    with pytest.raises(UserError, match="already holds a run; continue it with resume="):
+        train.train(tiny(tmp_path / "run", "bc"))
+
+
+def test_thirty_random_kills_leave_a_checkpoint_that_loads(tmp_path):
+    script = Path(__file__).with_name("kill_and_load.py")
+    done = subprocess.run([sys.executable, script, tmp_path / "run", "30"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout.splitlines()[-1])
+    assert kills["loaded"] == 30
+    assert kills["iterations"] == sorted(kills["iterations"])
+    assert kills["iterations"][-1] > kills["iterations"][0]
