@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(CollectConfig, argv, _USAGE, "run")
     if (config.run is None) == (config.expert is None):
         raise UserError(f"name either a run or an expert; usage: {_USAGE}")
+    if config.episodes < 1:
+        raise UserError(f"episodes={config.episodes} collects nothing; ask for at least 1")
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{out} exists already; choose another name or delete it")
@@ -88,7 +90,8 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     env: Any = make_env(env_id, num_envs=min(config.num_envs, config.episodes), seed=config.seed, **options)
     if config.run is not None:
         return env, load(config.run, config.which)
-    return env, load_expert(fetch_expert(str(config.expert)), env.single_action_space, config.stochastic)
+    obs_dim, actions = env.single_observation_space.shape[-1], env.single_action_space
+    return env, load_expert(fetch_expert(str(config.expert)), obs_dim, actions, config.stochastic)
 
 
 def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, action_noise: float) -> "Transitions":

@@ -1,8 +1,11 @@
 """External agents as deployed policies: Stable-Baselines3 SAC and TQC actors, rebuilt from their weights alone."""
 
 import io
+import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import gymnasium
 import torch
@@ -45,34 +48,39 @@ class SquashedGaussian(DeployedPolicy):
         return (self.low + (action.tanh() + 1) / 2 * (self.high - self.low)).unsqueeze(1)
 
 
-def load_expert(path: Path, space: gymnasium.spaces.Box, stochastic: bool) -> SquashedGaussian:
+def load_expert(path: Path, obs_dim: int, space: gymnasium.spaces.Box, stochastic: bool) -> SquashedGaussian:
     """Rebuild the actor of a zip; only ``policy.pth`` is read, as tensors, and nothing is unpickled.
 
+    Args:
+        path: the zip.
+        obs_dim: O of the task it shall act in.
+        space: action Box of that task.
+        stochastic: sample; else act with the mean.
+
     Raises:
-        UserError: if the file is not such a zip, or its actor is not an MLP with a state-dependent std.
+        UserError: if the file is not such a zip, its actor is not an MLP with a state-dependent std, or it is of a task
+            of another shape.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             stored = io.BytesIO(archive.read("policy.pth"))
-        weights: dict[str, Tensor] = torch.load(stored, map_location="cpu", weights_only=True)
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a Stable-Baselines3 agent: {str(error).splitlines()[0]}") from error
+        weights: Any = torch.load(stored, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("policy.pth holds more than tensors")
+    except (OSError, KeyError, RuntimeError, ValueError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is not a Stable-Baselines3 agent: {reason}") from error
     actor = {name.removeprefix("actor."): tensor for name, tensor in weights.items() if name.startswith("actor.")}
-    hidden = sorted({name.rsplit(".", 1)[0] for name in actor if name.startswith("latent_pi.")}, key=_index)
-    heads = {"mu.weight", "mu.bias", "log_std.weight", "log_std.bias"}
-    if not hidden or not heads <= set(actor):
+    numbers = sorted(int(found[1]) for name in actor if (found := re.fullmatch(r"latent_pi\.(\d+)\.weight", name)))
+    linear = [f"latent_pi.{number}" for number in numbers] + ["mu", "log_std"]
+    if not numbers or not {f"{name}.{part}" for name in linear for part in ("weight", "bias")} <= set(actor):
         raise UserError(f"{path} holds no SAC or TQC actor with MLP and state-dependent std; other agents are not read")
-    layers: list[nn.Module] = []
-    for name in hidden:
-        layers += [_linear(actor, name), nn.ReLU()]
-    policy = SquashedGaussian(
-        nn.Sequential(*layers), _linear(actor, "mu"), _linear(actor, "log_std"), space, stochastic
-    )
-    return policy.eval().requires_grad_(False)
-
-
-def _index(name: str) -> int:
-    return int(name.rpartition(".")[2])
+    *hidden, mean, log_std = (_linear(actor, name) for name in linear)
+    found, needed = (hidden[0].in_features, mean.out_features), (obs_dim, len(space.low))
+    if found != needed:
+        raise UserError(f"{path} has observations and actions of width {found}, the task needs {needed}")
+    trunk = nn.Sequential(*(module for layer in hidden for module in (layer, nn.ReLU())))
+    return SquashedGaussian(trunk, mean, log_std, space, stochastic).eval().requires_grad_(False)
 
 
 def _linear(weights: dict[str, Tensor], name: str) -> nn.Linear:

@@ -1,8 +1,9 @@
 """What can be had by name: packaged demonstrations, and external agents that more can be collected from."""
 
+import contextlib
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from importlib import resources
@@ -76,7 +77,8 @@ def fetch_expert(expert: str) -> Path:
         entry = EXPERTS[expert]
         return _download(entry.url, f"{expert}.zip", entry.sha256)
     if "://" in expert:
-        return _download(expert, expert.rsplit("/", 1)[-1], None)
+        place = hashlib.sha256(expert.encode()).hexdigest()[:12]  # two places may use the same file name
+        return _download(expert, f"{place}-{expert.rsplit('/', 1)[-1]}", None)
     raise UserError(f"there is no expert {expert!r}, nor a file of that name; {did_you_mean(expert, EXPERTS)}")
 
 
@@ -93,10 +95,11 @@ def _download(url: str, name: str, sha256: str | None) -> Path:
         if sha256 not in (None, found):
             raise UserError(f"{url} is not the expected file: its SHA-256 is {found}, not {sha256}")
         os.replace(temporary, target)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot download {url} ({error}); fetch it elsewhere and put it at {target}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return target
 
 

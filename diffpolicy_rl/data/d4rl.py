@@ -4,6 +4,8 @@ Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``termin
 counts the transitions of all episodes, in order. The writer adds attributes that say where the data comes from.
 """
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,13 +68,15 @@ def read(path: Path) -> Transitions:
         raise UserError(f"there is no data file {path}")
     try:
         with h5py.File(path, "r") as file:
-            arrays = {name: _read_array(file, name, path) for name in _DIMENSIONS if name in file or name in _REQUIRED}
             attributes = {key: _plain(value) for key, value in file.attrs.items()}
+            version = attributes.get("format_version", FORMAT_VERSION)
+            if version != FORMAT_VERSION:
+                raise UserError(f"{path} has data format {version}, this version reads {FORMAT_VERSION}")
+            present = {*file, *_REQUIRED}
+            arrays = {name: _read_array(file, name, path) for name in _DIMENSIONS if name in present}
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable hdf5 file, perhaps cut short in a download: {error}") from error
-    version = attributes.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has data format {version}, this version reads {FORMAT_VERSION}")
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a readable hdf5 file, perhaps cut short in a download: {reason}") from error
     length = len(arrays["observations"])
     for name, array in arrays.items():
         if len(array) != length:
@@ -98,9 +102,9 @@ def _read_array(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
     if 4 * int(np.prod(item.shape, dtype=object)) > _MAX_BYTES:
         raise UserError(f"{path}: {name} claims {item.shape} entries, more than {_MAX_BYTES >> 30} GiB")
     array = item.astype(np.float32)[()]
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        raise UserError(f"{path}: {name} holds NaN or infinity, first in row {bad[0]}; drop that episode")
+        raise UserError(f"{path}: {name} holds NaN or infinity, first in row {bad[0, 0]}; drop that episode")
     return array
 
 
@@ -119,21 +123,25 @@ def write(path: Path, transitions: Transitions) -> None:
         "return_max": returns.max(),
         **transitions.attributes,
     }
+    content = io.BytesIO()  # built in memory, because HDF5 does not recover from a disk that is full
+    with h5py.File(content, "w") as file:
+        file.attrs.update(attributes)
+        for name in _DIMENSIONS:
+            array = getattr(transitions, name)
+            file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update(attributes)
-            for name in _DIMENSIONS:
-                array = getattr(transitions, name)
-                file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

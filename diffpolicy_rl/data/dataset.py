@@ -38,6 +38,9 @@ class ChunkDataset:
     Attributes:
         obs: (S, O).
         actions: (S, D).
+
+    Raises:
+        UserError: if no episode is left.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class ChunkDataset:
         episodes: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        if episodes is not None and episodes < 1:
+            raise UserError(f"data.episodes={episodes} leaves no demonstrations; use at least 1")
         ends = torch.from_numpy(transitions.episode_ends())[:episodes]
         rows = int(ends[-1])
         self.transitions, self.device = transitions, torch.device(device)
