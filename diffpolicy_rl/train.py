@@ -89,6 +89,7 @@ def compose(argv: Sequence[str]) -> None:
     sys.argv[1:] = [word for word in words if word not in ("--cfg", "-c", "job")] if show else words
 
     def job(composed: "DictConfig") -> None:
+        sys.argv[1:] = argv  # Hydra has read its words; the manifest shows the user's
         cli.run(lambda _: start(composed, show))
 
     hydra.main(version_base="1.3", config_path="pkg://diffpolicy_rl.configs", config_name="train")(job)()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def adopt_base(config: TrainConfig) -> TrainConfig:
 def write_manifest(folder: Path, config: TrainConfig) -> None:
     """Write ``manifest.json``: what it would take to run this again."""
     manifest = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": shlex.join(["python", "-m", "diffpolicy_rl.train", *sys.argv[1:]]),
         "commit": _commit(),
         "seed": config.seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
