@@ -159,7 +159,7 @@ class _Record:
         finished = (terminated | truncated).long().cumsum(0) - (terminated | truncated).long()
         keep = (finished < torch.tensor(self._quota)).T  # (N, T): the env's episode number is within its quota
 
-        def rows(part: Tensor) -> Any:
+        def rows(part: "Tensor") -> Any:
             return part.transpose(0, 1)[keep].numpy()
 
         return Transitions(rows(obs), rows(action), rows(reward), rows(terminated), rows(truncated))
