@@ -91,8 +91,8 @@ class ChainPPO(BaseAgent):
     ) -> None:
         super().__init__(policy, iterations, seed)
         self.config = config
-        policy.requires_grad_(True).std_rule = std_rule
-        self.critic = ValueNet(policy.obs_normalizer.shift.numel(), config.critic_hidden)
+        policy.requires_grad_(True).std_rule = std_rule.to(policy.device)
+        self.critic = ValueNet(policy.obs_normalizer.shift.numel(), config.critic_hidden).to(policy.device)
         self.actor_optimizer = adamw(policy, config.lr)
         self.critic_optimizer = adamw(self.critic, config.critic_lr)
         self.reward_scaler = RewardScaler()
@@ -101,7 +101,7 @@ class ChainPPO(BaseAgent):
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """Draw a chain (explore) or the noise-free sample; actions (N, A, D) in env units."""
         if not explore:
-            noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator)
+            noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(self.policy.device)
             return self._to_env(self.policy.sample(obs, noise)), {}
         chain, log_prob = self.policy.sample_chain(obs, generator=self.generator)
         extras = {

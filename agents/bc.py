@@ -58,8 +58,7 @@ class BC(BaseAgent):
 
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """A sample of the averaged policy (N, A, D); cloning explores no further."""
-        assert isinstance(obs, Tensor)
-        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(obs.device)
+        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(self.policy.device)
         chunk = self.policy.sample(obs, noise)[:, : self.chunk]
         return self.policy.action_normalizer.inverse(chunk), {}
 

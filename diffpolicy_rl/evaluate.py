@@ -1,6 +1,7 @@
 """Evaluate a run: ``python -m diffpolicy_rl.evaluate runs/<run>``."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     from diffpolicy_rl.training.checkpoint import write_text
     from diffpolicy_rl.training.config import resolve
     from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
+    from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.run import load, read_config
     from diffpolicy_rl.training.threads import use_fast_fp32
 
@@ -44,7 +46,11 @@ def main(argv: Sequence[str]) -> None:
     policy = load(folder, config.which, config.agent)
     settings = resolve(read_config(folder, config.agent))
     env = build_env(settings, min(MAX_ENVS, config.episodes))
-    result = evaluate_policy(policy, env, config.episodes, config.seed)
+    with Console() as console:
+        console.begin("episodes", 0, math.ceil(config.episodes / env.num_envs) * env.num_envs)
+        result = evaluate_policy(
+            policy, env, config.episodes, config.seed, lambda finished: console.advance(finished, "")
+        )
     out = Path(config.out) if config.out else folder / f"evaluation-{config.which}-s{config.seed}.json"
     write_text(out, json.dumps({"which": config.which} | result, indent=2))
     print(f"{describe(result)}; wrote {out}")

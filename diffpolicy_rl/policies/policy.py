@@ -51,6 +51,11 @@ class GenerativePolicy(nn.Module):
         self.std_rule: StdRule | None = None
         process.grid(steps)  # refuses a number of steps that the process cannot take
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.obs_normalizer.shift.device
+
     def encode(self, obs: Obs) -> Tensor:
         """Condition features (B, F) of raw observations (B, O) or (B, To, O)."""
         assert isinstance(obs, Tensor)

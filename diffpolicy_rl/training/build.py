@@ -95,8 +95,7 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
             "give data=<file>, make one with diffpolicy_rl.collect, or start from base=<run>"
         )
     transitions = read(resolve_data(config.data.path))
-    device = policy.obs_normalizer.shift.device
-    dataset = ChunkDataset(transitions, policy.horizon, episodes=config.data.episodes, device=device)
+    dataset = ChunkDataset(transitions, policy.horizon, episodes=config.data.episodes, device=policy.device)
     dataset.check_fits(spec)
     policy.obs_normalizer.fit(dataset.obs, config.policy.obs_norm)
     policy.action_normalizer.fit(dataset.actions, config.policy.action_norm)

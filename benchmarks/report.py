@@ -1,0 +1,164 @@
+"""Committed results: ``python -m benchmarks.report add|table|check``.
+
+``add`` sums up finished runs in ``benchmarks/results/<name>.json`` and draws their curves beside it; ``table`` writes
+the README's table from those files; ``check`` fails if the README says anything else.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+
+from diffpolicy_rl import cli
+from diffpolicy_rl.data.catalog import resolve as resolve_data
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.checkpoint import write_text
+from diffpolicy_rl.training.logger import read_metrics
+from diffpolicy_rl.training.run import read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+_BEGIN, _END = "<!-- results: python -m benchmarks.report table -->", "<!-- /results -->"
+_USAGE = "python -m benchmarks.report add name=NAME runs=RUN,RUN,... | table | check"
+_NUMBERS = ("mean", "std", "ci_low", "ci_high", "episodes")
+# Two-sided 95 % quantiles of Student's t for 2 to 10 seeds.
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Sum up finished runs, and keep the README's table equal to the sums.
+
+    Attributes:
+        command: add, table or check.
+        name: what to call the result.
+        runs: run folders that differ in their seed alone.
+    """
+
+    command: Literal["add", "table", "check"]
+    name: str = ""
+    runs: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    config = cli.parse(ReportConfig, argv, _USAGE, "command")
+    if config.command == "add":
+        if not config.name or not config.runs:
+            raise UserError(f"name and runs must be given; usage: {_USAGE}")
+        add(config.name, [Path(run) for run in config.runs])
+    text = README.read_text()
+    fresh = with_table(text, table(load_results()))
+    if config.command == "check" and fresh != text:
+        raise UserError("the README's table is not what benchmarks/results says; run python -m benchmarks.report table")
+    if config.command == "table":
+        write_text(README, fresh)
+
+
+def add(name: str, runs: list[Path]) -> None:
+    """Write ``results/<name>.json`` and ``.png``."""
+    config = read_config(runs[0])
+    result = {
+        "name": name,
+        "agent": config["agent"]["_target_"].rpartition(".")[2],
+        "env": config["env"]["id"],
+        "data": describe_data(config),
+        "pretraining": provenance(Path(config["base"])) if config["base"] else None,
+        "seeds": [summarize_run(run) for run in runs],
+    }
+    write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    draw(result, RESULTS / f"{name}.png")
+
+
+def provenance(run: Path) -> dict[str, Any]:
+    """How a run was made, and what it cost."""
+    manifest, summary = (json.loads((run / f"{part}.json").read_text()) for part in ("manifest", "summary"))
+    kept = {key: summary[key] for key in ("env_steps", "gradient_steps", "wall_s", "seconds")}
+    return {key: manifest[key] for key in ("command", "commit", "seed", "machine", "versions")} | kept
+
+
+def summarize_run(run: Path) -> dict[str, Any]:
+    """A run's provenance, its evaluations before and after, and its curve of (env steps, mean, ci_low, ci_high)."""
+    summary = json.loads((run / "summary.json").read_text())
+    evaluations = {part: {key: summary[part][key] for key in _NUMBERS} for part in ("base", "final", "best")}
+    points = [record for record in read_metrics(run / "metrics.jsonl") if "eval/mean" in record]
+    keys = ("env_steps", "eval/mean", "eval/ci_low", "eval/ci_high")
+    curve = [[round(point[key], 1) for key in keys] for point in points if point["phase"] != "bc"]
+    return provenance(run) | evaluations | {"curve": curve}
+
+
+def describe_data(config: dict[str, Any]) -> dict[str, Any]:
+    """Where the demonstrations came from, as their file says."""
+    path = config["data"]["path"] if not config["base"] else read_config(Path(config["base"]))["data"]["path"]
+    with h5py.File(resolve_data(path)) as file:
+        attributes = {key: getattr(value, "item", lambda value=value: value)() for key, value in file.attrs.items()}
+    return {key: attributes[key] for key in ("command", "episodes", "return_mean", "return_std")}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """One curve per seed, with the interval over episodes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for run in result["seeds"]:
+        steps, mean, low, high = zip(*run["curve"], strict=True)
+        axes.plot(steps, mean, "o-", markersize=3, label=f"seed {run['seed']}")
+        axes.fill_between(steps, low, high, alpha=0.2)
+    axes.set(xlabel="env steps", ylabel="evaluated return", title=f"{result['agent']} on {result['env']}")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def load_results() -> list[dict[str, Any]]:
+    """Every result of fine-tuning, by name."""
+    loaded = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [result for result in loaded if "seeds" in result]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row per result."""
+    lines = [
+        "| agent, task | demonstrations | before | after, mean of seeds | seeds: final (best) | env steps | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        seeds = result["seeds"]
+        each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
+        before = statistics.fmean(run["base"]["mean"] for run in seeds)
+        steps = statistics.fmean(run["env_steps"] for run in seeds)
+        minutes = statistics.fmean(run["wall_s"] for run in seeds) / 60
+        task = f"[{result['agent']}, {result['env']}](benchmarks/results/{result['name']}.png)"
+        data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
+        after = interval([run["final"]["mean"] for run in seeds])
+        lines.append(f"| {task} | {data} | {before:.0f} | {after} | {each} | {steps / 1e6:.2f} M | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def interval(values: list[float]) -> str:
+    """Mean with Student's 95 % interval over seeds."""
+    mean = f"{statistics.fmean(values):.0f}"
+    if len(values) not in _T95:
+        return mean
+    return f"{mean} ± {_T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)):.0f}"
+
+
+def with_table(readme: str, rows: str) -> str:
+    """The README's text with the table between its markers replaced."""
+    before, begin, rest = readme.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise UserError(f"{README.name} lacks the markers {_BEGIN} and {_END}")
+    return f"{before}{begin}\n{rows}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from benchmarks import report
+from diffpolicy_rl import train
+from diffpolicy_rl.errors import UserError
+from tests.training.tiny_run import tiny
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text(f"before\n{report._BEGIN}\nold\n{report._END}\nafter\n")
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def test_runs_become_a_result_and_a_row(place):
+    runs = [place / f"s{seed}" for seed in (0, 1)]
+    summaries = [train.train(tiny(run, seed=seed)) for seed, run in enumerate(runs)]
+    report.main(["add", "name=toy", f"runs={runs[0]},{runs[1]}"])
+    result = json.loads((place / "results" / "toy.json").read_text())
+    assert [run["final"]["mean"] for run in result["seeds"]] == [s["final"]["mean"] for s in summaries]
+    assert [run["seed"] for run in result["seeds"]] == [0, 1]
+    assert result["data"]["episodes"] == 40
+    assert result["seeds"][0]["curve"][0][0] == 0  # the base, before any env step
+    assert result["seeds"][0]["curve"][-1][0] == summaries[0]["env_steps"]
+    assert (place / "results" / "toy.png").exists()
+    with pytest.raises(UserError, match=r"run python -m benchmarks\.report table"):
+        report.main(["check"])
+    report.main(["table"])
+    report.main(["check"])
+    text = (place / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    mean = sum(s["final"]["mean"] for s in summaries) / 2
+    assert f"| {mean:.0f} ± " in text
+    assert "old" not in text
+
+
+def test_interval_by_hand():
+    assert report.interval([7.0]) == "7"
+    assert report.interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 * 1 / sqrt(3) = 2.48
+    assert report.interval([10.0, 20.0]) == "15 ± 64"  # 12.706 * 7.07 / sqrt(2) = 63.5
+
+
+def test_missing_markers_and_names_are_one_sentence(place):
+    (place / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match=r"README.md lacks the markers"):
+        report.main(["table"])
+    with pytest.raises(UserError, match="name and runs must be given"):
+        report.main(["add", "name=x"])
+
+
+def test_the_committed_table_is_what_the_results_say():
+    report.main(["check"])
