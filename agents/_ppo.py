@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, set_lr
+from diffpolicy_rl.errors import require_positive
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.experience.returns import RewardScaler, chunk_rewards, gae
 from diffpolicy_rl.nets.critics import ValueNet
@@ -57,6 +58,10 @@ class PPOConfig:
     entropy: float = 0.0
     target_kl: float = 1.0
     max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no update could be made with."""
+        require_positive(epochs=self.epochs, minibatch=self.minibatch, max_grad_norm=self.max_grad_norm)
 
 
 def reduce_log_prob(log_prob: Tensor, reduction: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, ema_update, set_lr
 from diffpolicy_rl.data.dataset import ChunkDataset
+from diffpolicy_rl.errors import require_positive
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import Extras, Obs
 
@@ -41,6 +42,10 @@ class BCConfig:
     ema_decay: float = 0.995
     ema_every: int = 10
     max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no update could be made with."""
+        require_positive(batch=self.batch, steps=self.steps, ema_every=self.ema_every)
 
 
 class BC(BaseAgent):

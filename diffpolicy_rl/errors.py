@@ -8,6 +8,13 @@ class UserError(Exception):
     """A mistake in the input: the message says in one sentence what is wrong, where, and what to do."""
 
 
+def require_positive(**settings: float) -> None:
+    """Raise UserError, naming the first setting that is not above 0."""
+    for name, value in settings.items():
+        if value <= 0:
+            raise UserError(f"{name}={value} must be above 0")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names the closest known word, or lists what is known when nothing is close."""
     names = sorted(known)

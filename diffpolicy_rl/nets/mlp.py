@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS
 
@@ -37,7 +39,7 @@ class ResidualTrunk(nn.Sequential):
 
     def __init__(self, hidden: Sequence[int], out: int, activation: str) -> None:
         if len(set(hidden)) != 1 or len(hidden) % 2 == 0:
-            raise ValueError(f"a residual MLP needs an odd number of equal widths, not {list(hidden)}")
+            raise UserError(f"hidden={list(hidden)}, but a residual MLP needs an odd number of equal widths")
         blocks = [ResidualBlock(hidden[0], activation) for _ in range(len(hidden) // 2)]
         super().__init__(*blocks, nn.Linear(hidden[0], out))
 
@@ -71,9 +73,9 @@ class DenoisingMLP(DenoisingNet):
         action_dim: int,
         cond_dim: int,
         hidden: tuple[int, ...] = (512, 512, 512),
-        activation: str = "relu",
+        activation: Literal["relu", "mish", "gelu", "tanh"] = "relu",
         time_dim: int = 16,
-        time_embedding: str = "sinusoidal",
+        time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
     ) -> None:
         super().__init__()
         width, size = hidden[0], horizon * action_dim

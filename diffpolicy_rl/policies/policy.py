@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.process import Process
@@ -43,7 +44,7 @@ class GenerativePolicy(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= execute <= horizon:
-            raise ValueError(f"execute={execute} must lie between 1 and the horizon {horizon}")
+            raise UserError(f"policy.execute={execute} must lie between 1 and policy.horizon={horizon}")
         self.net, self.process = net, process
         self.obs_normalizer, self.action_normalizer = obs_normalizer, action_normalizer
         self.horizon, self.execute, self.steps = horizon, execute, steps
