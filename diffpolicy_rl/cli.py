@@ -34,17 +34,23 @@ def build(config: type[T], values: Mapping[str, Any], where: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise UserError(f"there is no setting {where}{key}; {did_you_mean(key, fields)}")
+            raise UserError(f"there is no setting {where}{key}; {did_you_mean(str(key), fields)}")
     for name, field in fields.items():
         if field.default is field.default_factory is dataclasses.MISSING and name not in values:
             raise UserError(f"{where}{name} must be given: {field_docs(config).get(name, name)}")
-    return config(**{key: convert(value, hints[key], where + key) for key, value in values.items()})
+    return config(**{key: convert(_over(fields[key], value), hints[key], where + key) for key, value in values.items()})
+
+
+def _over(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """What is given of a group without a class of its own, over its defaults."""
+    default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return {**default, **value} if isinstance(default, dict) and isinstance(value, Mapping) else value
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
     """Turn a value or its text into the annotated type; raises UserError naming the setting when it does not fit."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return value if isinstance(value, kind) else build(kind, value or {}, f"{name}.")
+        return value if isinstance(value, kind) else build(kind, _group(value or {}, name), f"{name}.")
     options = get_args(kind)
     if get_origin(kind) in (typing.Union, types.UnionType):
         if value is None or value in ("null", "none", "None"):
@@ -55,8 +61,11 @@ def convert(value: Any, kind: Any, name: str) -> Any:
             raise UserError(f"{name}={value} is not a choice; {did_you_mean(str(value), map(str, options))}")
         return value
     if get_origin(kind) is tuple:
-        items = value.strip("[]()").split(",") if isinstance(value, str) else list(value)
+        items = value.strip("[]()").split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, list | tuple) else [items]
         return tuple(convert(item, options[0], name) for item in items if item != "")
+    if get_origin(kind) is dict:
+        return dict(_group(value, name))
     try:
         return _scalar(value, kind)
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -66,13 +75,19 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 _nouns = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
+def _group(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name}={value} is not a group of settings; set its members, as in {name}.key=value")
+    return value
+
+
 def _scalar(value: Any, kind: Any) -> Any:
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
     if kind in (int, float) and isinstance(value, bool):
         raise ValueError
-    if kind is int:
-        number = float(str(value).replace("_", ""))
+    if kind is int and not re.fullmatch(r"[+-]?\d[\d_]*", str(value)):  # as in 1e6
+        number = float(value)
         if not number.is_integer():
             raise ValueError
         return int(number)

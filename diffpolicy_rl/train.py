@@ -1,6 +1,7 @@
 """Train an agent: ``python -m diffpolicy_rl.train agent=reinflow env=hopper``."""
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -79,20 +80,32 @@ def compose(argv: Sequence[str]) -> None:
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
+    keys = [word.partition("=")[0].lstrip("+") for word in argv if "=" in word]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"{key} is given twice")
     words = [word for given in argv for word in translate(given)]
-    try:
-        OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-") and word != "job"])
-    except HydraException as error:
-        raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
-    show = "--cfg" in words
+    flags = {word for word in words if word.startswith("-")}
+    show = bool({"--cfg", "-c"} & flags)
     sys.argv[1:] = [word for word in words if word not in ("--cfg", "-c", "job")] if show else words
 
     def job(composed: "DictConfig") -> None:
         sys.argv[1:] = argv  # Hydra has read its words; the manifest shows the user's
         cli.run(lambda _: start(composed, show))
 
-    hydra.main(version_base="1.3", config_path="pkg://diffpolicy_rl.configs", config_name="train")(job)()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as they are, not as Hydra's summary of them
+    try:
+        overrides = [word for word in words if word not in flags | {"job"}]
+        for override in OverridesParser.create().parse_overrides(overrides):
+            if override.is_sweep_override() and not {"--multirun", "-m"} & flags:
+                raise UserError(
+                    f"{str(override.input_line).lstrip('+')} lists several values; add --multirun to run all"
+                )
+        hydra.main(version_base="1.3", config_path="pkg://diffpolicy_rl.configs", config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
 
 
 def translate(word: str) -> list[str]:
@@ -107,7 +120,7 @@ def translate(word: str) -> list[str]:
     known = options(key)
     if value in known or "," in value:
         return [word]
-    if key == "agent" and ":" in value:
+    if key == "agent" and re.fullmatch(r"\w[\w.]*:\w+", value):
         return ["agent=custom", f"++agent._target_={_quoted(value)}"]
     if key == "env" and (":" in value or re.search(r"-v\d+$", value)):
         return ["env=gymnasium", f"++env.id={_quoted(value)}"]
@@ -127,6 +140,8 @@ def start(composed: "DictConfig", show: bool) -> None:
 
     from diffpolicy_rl.training.config import resolve, to_plain
 
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        raise UserError(f"{key} has no value; choose one with {key.partition('.')[0]}=")
     values: Any = OmegaConf.to_container(composed, resolve=True)
     config = resolve(values)
     if show:

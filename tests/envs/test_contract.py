@@ -1,0 +1,239 @@
+"""What every backend promises: chunks, freezing, truncation, masked reset, history, streams, saved state."""
+
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from diffpolicy_rl import make_env
+from diffpolicy_rl.errors import UserError
+
+N = 3
+
+
+def actions(steps, n=N, dim=3, seed=0):
+    return 2 * torch.rand(n, steps, dim, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def play(env, chunks):
+    """Every result of stepping through the chunks (N, T, A, D), as a list."""
+    env.reset(seed=7)
+    return [env.step(chunk) for chunk in chunks.unbind(1)]
+
+
+def test_what_step_returns():
+    env = make_env("Hopper-v5", num_envs=N, chunk=4)
+    obs, info = env.reset(seed=0)
+    assert (obs.shape, obs.dtype, info) == ((N, 11), torch.float32, {})
+    obs, reward, terminated, truncated, info = env.step(actions(4))
+    assert (obs.shape, reward.shape, terminated.dtype, truncated.dtype) == ((N, 11), (N,), torch.bool, torch.bool)
+    assert info.keys() == {"rewards", "executed", "final_obs", "_final_obs"}
+    assert (info["rewards"].shape, info["executed"].dtype) == ((N, 4), torch.int64)
+    torch.testing.assert_close(reward, info["rewards"].sum(1))
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert env.action_space.shape == (N, 4, 3)
+    assert env.single_action_space.shape == (3,)
+
+
+def test_chunks_equal_single_steps_up_to_the_end_of_an_episode():
+    """A falling hopper ends inside chunks: what it did until then is what single steps do; after that it is frozen."""
+    chunk = 4
+    moves = actions(40 * chunk)
+    whole = make_env("Hopper-v5", num_envs=N, chunk=chunk, dtype=torch.float64)
+    single = make_env("Hopper-v5", num_envs=N, dtype=torch.float64)
+    obs, _ = whole.reset(seed=7)
+    expected, _ = single.reset(seed=7)
+    ended_inside = 0
+    for at in range(0, moves.shape[1], chunk):
+        assert torch.equal(obs, expected)
+        rewards, executed = torch.zeros(N, chunk, dtype=torch.float64), torch.zeros(N, dtype=torch.long)
+        done, final = torch.zeros(N, dtype=torch.bool), torch.zeros(N, 11, dtype=torch.float64)
+        saved = {}
+        for index in range(chunk):
+            state = single.state_dict()
+            expected, reward, terminated, truncated, info = single.step(moves[:, at + index : at + index + 1])
+            rewards[~done, index] = reward[~done]
+            executed += ~done
+            final = torch.where(done[:, None], final, info["final_obs"])
+            for row in (terminated & ~done).nonzero().flatten().tolist():
+                saved[row] = expected[row].clone()
+            done |= terminated | truncated
+            assert state["elapsed"].max() < 1000
+        obs, _, terminated, truncated, info = whole.step(moves[:, at : at + chunk])
+        torch.testing.assert_close(info["rewards"], rewards, rtol=0, atol=1e-12)
+        assert torch.equal(info["executed"], executed)
+        assert torch.equal(terminated, done)
+        assert torch.equal(info["_final_obs"], done)
+        assert not truncated.any()
+        assert torch.equal(info["final_obs"], final)
+        for row, first in saved.items():
+            ended_inside += int(executed[row] < chunk)
+            assert torch.equal(obs[row], first)  # the next episode's first observation
+        if done.any():  # single steps went on with the next episode: start both anew
+            obs, _ = whole.reset(seed=at)
+            expected, _ = single.reset(seed=at)
+    assert ended_inside > 0
+
+
+@pytest.mark.parametrize(("limit", "executed"), [(8, 4), (6, 2)])
+def test_time_limit_truncates_inside_a_chunk_and_never_terminates(limit, executed):
+    env = make_env("HalfCheetah-v5", num_envs=2, chunk=4, max_episode_steps=limit)
+    first, second = play(env, actions(8, 2, 6).view(2, 2, 4, 6))
+    assert not (first[3] | first[2]).any()
+    obs, _, terminated, truncated, info = second
+    assert truncated.all()
+    assert not terminated.any()
+    assert (info["executed"] == executed).all()
+    assert (info["rewards"][:, executed:] == 0).all()
+    assert not torch.equal(info["final_obs"], obs)
+
+
+def test_falling_at_the_time_limit_terminates():
+    """Gymnasium sets both flags; here termination wins, since a fall has no future to bootstrap from."""
+    env = make_env("Hopper-v5", dtype=torch.float64)
+    env.reset(seed=0)
+    steps = 0
+    while True:
+        _, _, terminated, _, _ = env.step(torch.ones(1, 1, 3))
+        steps += 1
+        if terminated:
+            break
+    env = make_env("Hopper-v5", dtype=torch.float64, max_episode_steps=steps)
+    env.reset(seed=0)
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = env.step(torch.ones(1, 1, 3))
+    assert (terminated.item(), truncated.item()) == (True, False)
+
+
+def test_masked_reset_touches_the_masked_rows_alone():
+    env = make_env("Hopper-v5", num_envs=N)
+    play(env, actions(5).unsqueeze(2))
+    before, state = env.observation(), env.state()
+    obs, _ = env.reset(mask=torch.tensor([False, True, False]))
+    assert torch.equal(obs[[0, 2]], before[[0, 2]])
+    assert torch.equal(env.state()["qpos"][[0, 2]], state["qpos"][[0, 2]])
+    assert not torch.equal(obs[1], before[1])
+    assert env.state_dict()["elapsed"].tolist() == [5, 0, 5]
+
+
+def test_first_reset_covers_all_rows_and_comes_before_step():
+    env = make_env("Hopper-v5", num_envs=2)
+    with pytest.raises(UserError, match=r"call reset\(\) before step"):
+        env.step(torch.zeros(2, 1, 3))
+    with pytest.raises(UserError, match="first reset must cover all rows"):
+        env.reset(mask=torch.tensor([True, False]))
+
+
+def test_a_row_depends_on_seed_and_row_alone():
+    wide, narrow = make_env("Hopper-v5", num_envs=4), make_env("Hopper-v5", num_envs=2)
+    moves = actions(60, 4)
+    for (a, *_), (b, *_) in zip(play(wide, moves.unsqueeze(2)), play(narrow, moves[:2].unsqueeze(2)), strict=True):
+        assert torch.equal(a[:2], b)
+    assert not torch.equal(wide.reset(seed=7)[0], wide.reset(seed=8)[0])
+    first = wide.reset(seed=7)[0]
+    assert not torch.equal(first, wide.reset()[0])  # without a seed: the next episode
+    assert len(first.unique(dim=0)) == 4
+
+
+def test_threads_do_not_matter():
+    results = [play(make_env("Walker2d-v5", num_envs=5, threads=t), actions(30, 5, 6).unsqueeze(2)) for t in (1, 2)]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+def test_history_stacks_what_single_steps_show():
+    moves = actions(60)
+    plain = [step[4]["final_obs"] for step in play(make_env("Hopper-v5", num_envs=N), moves.unsqueeze(2))]
+    env = make_env("Hopper-v5", num_envs=N, chunk=2, history=3)
+    first, _ = env.reset(seed=7)
+    assert first.shape == (N, 3, 11)
+    assert torch.equal(first[:, 0], first[:, 2])
+    alive = torch.ones(N, dtype=torch.bool)
+    for at in range(0, 20, 2):
+        obs, _, terminated, _, info = env.step(moves[:, at : at + 2])
+        ended = alive & terminated
+        for row in ended.nonzero().flatten().tolist():
+            assert torch.equal(obs[row, 0], obs[row, 2])
+        alive &= ~terminated
+        expected = torch.stack([plain[max(at + k, 0)] if at + k >= 0 else first[:, 0] for k in (-1, 0, 1)], dim=1)
+        assert torch.equal(info["final_obs"][alive], expected[alive])
+    assert alive.any()
+
+
+def test_saved_state_continues_bit_for_bit():
+    moves = actions(120).view(N, 30, 4, 3)
+    env = make_env("Hopper-v5", num_envs=N, chunk=4, history=2)
+    play(env, moves[:, :10])
+    state = env.state_dict()
+    expected = [env.step(chunk) for chunk in moves[:, 10:].unbind(1)]
+    assert any(step[2].any() for step in expected)  # episodes end, so random streams are part of it
+    other = make_env("Hopper-v5", num_envs=N, chunk=4, history=2, seed=99)
+    other.load_state_dict(state)
+    for chunk, step in zip(moves[:, 10:].unbind(1), expected, strict=True):
+        again = other.step(chunk)
+        assert all(torch.equal(a, b) for a, b in zip(again[:4], step[:4], strict=True))
+
+
+def test_physics_state_round_trip():
+    env = make_env("Swimmer-v5", num_envs=2, dtype=torch.float64)
+    env.reset(seed=0)
+    qpos, qvel = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    obs = env.set_state(qpos=qpos, qvel=qvel)
+    assert torch.equal(env.state()["qpos"], qpos)
+    assert torch.equal(obs, torch.cat([qpos[:, 2:], qvel], dim=1))
+    env.set_state(mask=torch.tensor([True, False]), qpos=torch.zeros(1, 5, dtype=torch.float64))
+    assert torch.equal(env.state()["qpos"][1], qpos[1])
+    assert (env.state()["qpos"][0] == 0).all()
+    with pytest.raises(UserError, match=r"qpos has shape \(2, 4\)"):
+        env.set_state(qpos=torch.zeros(2, 4))
+    with pytest.raises(UserError, match="no state field 'qposs'; did you mean 'qpos'"):
+        env.set_state(qposs=qpos)
+
+
+def test_actions_are_clipped_to_the_box():
+    wild, tame = make_env("Hopper-v5"), make_env("Hopper-v5")
+    for env in (wild, tame):
+        env.reset(seed=0)
+    assert torch.equal(wild.step(torch.full((1, 1, 3), 50.0))[1], tame.step(torch.ones(1, 1, 3))[1])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (torch.zeros(2, 1, 3), r"the action has shape \(2, 1, 3\)"),
+        (torch.tensor([[[0.0, float("nan"), 0.0]]]), "the action of row 0 is not finite"),
+    ],
+)
+def test_bad_actions_are_refused(action, message):
+    env = make_env("Hopper-v5")
+    env.reset()
+    with pytest.raises(UserError, match=message):
+        env.step(action)
+
+
+def test_physics_that_diverge_are_reported_not_swallowed():
+    env = make_env("HalfCheetah-v5", num_envs=2)
+    env.reset()
+    qvel = env.state()["qvel"]
+    qvel[1] = 1e12
+    env.set_state(qvel=qvel)
+    with pytest.raises(UserError, match="row 1"):
+        env.step(torch.ones(2, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Hoper-v5",), "did you mean 'Hopper-v5'"),
+        (("Nothing-v0",), "Hopper-v5"),
+        (("Hopper-v5", "bach"), "did you mean 'batch'"),
+    ],
+)
+def test_misspelt_names_are_answered_with_the_right_one(arguments, message):
+    env_id, backend = (*arguments, None)[:2]
+    with pytest.raises(UserError, match=message):
+        make_env(env_id, backend=backend)
+    with pytest.raises(UserError, match="did you mean 'ctrl_cost_weight'"):
+        make_env("Hopper-v5", ctrl_cost_wieght=1.0)
+    with pytest.raises(UserError, match="num_envs is 0"):
+        make_env("Hopper-v5", num_envs=0)

@@ -1,0 +1,199 @@
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from diffpolicy_rl import train
+from diffpolicy_rl.cli import run
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training import config
+from diffpolicy_rl.training.run import read_config
+
+ROOT = Path(__file__).parents[1]
+REQUIRED = {"custom": "agent=diffpolicy_rl.agents.bc:BC", "gymnasium": "env=Pendulum-v1", "file": "data=some.hdf5"}
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs the command line in an empty folder; returns exit status, stdout and stderr."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        status = 0
+        try:
+            run(train.main)
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            GlobalHydra.instance().clear()
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def composed(*words):
+    with initialize_config_module("diffpolicy_rl.configs", version_base="1.3"):
+        found = compose("train", [override for word in words for override in train.translate(word)])
+    return config.resolve(OmegaConf.to_container(found, resolve=True, throw_on_missing=True))
+
+
+@pytest.mark.parametrize(
+    ("word", "overrides"),
+    [
+        ("agent=bc", ["agent=bc"]),
+        ("agent=bc,reinflow", ["agent=bc,reinflow"]),
+        ("agent=mine:My", ["agent=custom", "++agent._target_='mine:My'"]),
+        ("env=Ant-v5", ["env=gymnasium", "++env.id='Ant-v5'"]),
+        ("env=mine:It's-v0", ["env=gymnasium", "++env.id='mine:It\\'s-v0'"]),
+        ("data=folder/a.hdf5", ["data=file", "++data.path='folder/a.hdf5'"]),
+        ("data=hopper", ["data=hopper"]),
+        ("agent.lr=1e-3", ["++agent.lr=1e-3"]),
+        ("+seed=3", ["++seed=3"]),
+        ("run_dir=runs/a=b", ["++run_dir=runs/a=b"]),
+        ("--multirun", ["--multirun"]),
+        ("job", ["job"]),
+    ],
+)
+def test_translate(word, overrides):
+    assert train.translate(word) == overrides
+
+
+def test_own_files_without_a_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    assert train.translate("data=mine") == ["data=file", "++data.path='mine'"]
+
+
+def test_every_combination_composes():
+    for agent, policy, env, budget in itertools.product(*map(train.options, ("agent", "policy", "env", "budget"))):
+        words = REQUIRED.get(agent, f"agent={agent}"), f"policy={policy}", REQUIRED.get(env, f"env={env}")
+        settings = composed(*words, f"budget={budget}")
+        chosen = yaml.safe_load((ROOT / "configs" / "env" / f"{env}.yaml").read_text())["id"]
+        assert settings.env.id == ("Pendulum-v1" if env == "gymnasium" else chosen)
+        assert settings.data.path == (env if env in train.options("data") else None)
+        for component in (settings.agent, settings.bc, settings.policy.process, settings.policy.net):
+            config.target(component["_target_"])
+            assert set(component) == {"_target_", *config.settings(config.target(component["_target_"]))}
+
+
+def test_every_data_set_composes():
+    for data in train.options("data"):
+        word = REQUIRED.get(data, f"data={data}")
+        assert composed("env=swimmer", word).data.path == word.partition("=")[2]
+
+
+def test_files_hold_overrides_only():
+    """What a default in the code says already is not repeated; every file starts with a comment for the help text."""
+    assert composed().budget == config.BudgetConfig()
+    plain = config.TrainConfig(composed().agent, config.EnvConfig("Hopper-v5"), data=config.DataConfig("hopper"))
+    assert composed() == config.resolve(dataclasses.asdict(plain))
+    settings = config.target(composed().agent["_target_"]).Config()
+    assert config.arguments(composed().agent) == dataclasses.asdict(settings)
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_values_reach_their_place():
+    settings = composed("agent=bc", "agent.lr=1", "bc.lr=2", "policy.net.hidden=[8]", "budget.env_steps=1e5", "seed=7")
+    assert (settings.agent["lr"], settings.bc["lr"], settings.policy.net["hidden"]) == (1.0, 2.0, (8,))
+    assert (settings.budget.env_steps, settings.seed) == (100_000, 7)
+    assert composed("policy=ddpm", "policy.steps=5").policy.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("agent=renflow", "there is no agent 'renflow'; did you mean 'reinflow'?"),
+        ("env=hoper", "there is no env 'hoper'; did you mean 'hopper'?"),
+        ("data=hoper", "there is no data 'hoper'; did you mean 'hopper'?"),
+        ("policy=flo", "there is no policy 'flo'; did you mean 'flow'?"),
+        ("budget=smok", "there is no budget 'smok'; did you mean 'smoke'?"),
+        ("sead=1", "there is no setting sead; did you mean 'seed'?"),
+        ("agent.lrr=1", "there is no setting agent.lrr; did you mean 'lr'?"),
+        ("bc.lrr=1", "there is no setting bc.lrr; did you mean 'lr'?"),
+        ("env.num_env=1", "there is no setting env.num_env; did you mean 'num_envs'?"),
+        ("policy.net.hiden=[8]", "there is no setting policy.net.hiden; did you mean 'hidden'?"),
+        ("policy.net.x=1", "there is no setting policy.net.x; known: activation, hidden"),
+        ("policy.process.x=1", "there is no setting policy.process.x; known: "),
+        ("policy.net=3", "policy.net=3 is not a group of settings"),
+        ("agent.lr=fast", "agent.lr=fast is not a number"),
+        ("policy.obs_norm=minmax", "policy.obs_norm=minmax is not a choice; did you mean 'min_max'?"),
+        ("seed", "'seed' is not of the form key=value"),
+        ("seed=1 seed=2", "seed is given twice"),
+        ("seed=1,2", "seed=1,2 lists several values; add --multirun"),
+        ("run_dir=x(1)", "cannot read the command line"),
+        ("run_dir=${x}", "cannot read the command line"),
+        ("preset=x", "cannot read the command line"),
+        ("agent=custom", "agent._target_ has no value; choose one with agent="),
+        ("env=gymnasium", "env.id has no value; choose one with env="),
+        ("agent=no_module:X", "cannot find no_module:X"),
+        ("agent=diffpolicy_rl.agents.bc:BCC", "cannot find diffpolicy_rl.agents.bc:BCC"),
+        ("agent=.:X", "there is no agent '.:X'; known: bc, "),
+        ("resume=nowhere", "nowhere is not a run"),
+        ("resume=nowhere agent.lr=1", "agent.lr cannot change when a run is resumed"),
+    ],
+)
+def test_mistakes_are_one_sentence(command, tmp_path, words, message):
+    status, out, err = command(*words.split())
+    sentence = err.splitlines()[-1]
+    assert sentence.startswith("error: " + message)
+    assert "Traceback" not in err
+    assert (status, out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_printed_settings_resolve_to_themselves(command, tmp_path):
+    status, out, _ = command("agent=bc", "policy=ddpm", "bc.lr=0.5", "loggers=wandb", "--cfg", "job")
+    assert status == 0
+    assert config.resolve(yaml.safe_load(out)) == composed("agent=bc", "policy=ddpm", "bc.lr=0.5", "loggers=wandb")
+    assert command("agent=bc", "policy=ddpm", "bc.lr=0.5", "loggers=wandb", "-c", "job")[1] == out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_everything_without_loading_anything():
+    code = "from diffpolicy_rl.train import main; import sys; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert time.monotonic() - started < 1
+    assert not {"torch", "hydra", "gymnasium", "mujoco", "numpy", "h5py"} & set(done.stderr.split())
+    for group in ("agent", "env", "data", "policy", "budget"):
+        names = [path.stem for path in (ROOT / "configs" / group).glob("*.yaml")]
+        assert names
+        section = done.stdout.partition(f"\n{group}:\n")[2].splitlines()[: len(names)]
+        assert {line.split()[0] for line in section} == set(names)
+        assert all(len(line.split()) > 2 for line in section)
+
+
+@pytest.mark.parametrize("place", ["agent", "bc", "policy.net", "policy.process"])
+def test_a_run_cannot_name_foreign_code(tmp_path, place):
+    values = config.to_plain(composed())
+    node = values
+    for key in place.split("."):
+        node = node[key]
+    node["_target_"] = "os:system"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="names code outside diffpolicy_rl; give agent=os:system yourself"):
+        read_config(tmp_path)
+    assert read_config(tmp_path, "os:system") == values
+    node["_target_"] = "diffpolicy_rl_not.really:X"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="names code outside"):
+        read_config(tmp_path)
+
+
+def test_settings_file_runs_no_code(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'evil'}']")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        read_config(tmp_path)
+    assert not (tmp_path / "evil").exists()
