@@ -97,7 +97,7 @@ class ChainPPO(BaseAgent):
         super().__init__(policy, iterations, seed)
         self.config = config
         policy.requires_grad_(True).std_rule = std_rule.to(policy.device)
-        self.critic = ValueNet(policy.obs_normalizer.shift.numel(), config.critic_hidden).to(policy.device)
+        self.critic = ValueNet(policy.features, config.critic_hidden).to(policy.device)
         self.actor_optimizer = adamw(policy, config.lr)
         self.critic_optimizer = adamw(self.critic, config.critic_lr)
         self.reward_scaler = RewardScaler()

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, ema_update, set_lr
-from diffpolicy_rl.data.dataset import ChunkDataset
 from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.experience.buffers import Demonstrations
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import Extras, Obs
 
@@ -67,13 +67,13 @@ class BC(BaseAgent):
         chunk = self.policy.sample(obs, noise)[:, : self.chunk]
         return self.policy.action_normalizer.inverse(chunk), {}
 
-    def update(self, buffer: ChunkDataset) -> Mapping[str, Tensor]:
+    def update(self, buffer: Demonstrations) -> Mapping[str, Tensor]:
         """``config.steps`` gradient steps on random windows."""
         losses = [self._gradient_step(buffer) for _ in range(self.config.steps)]
         self.updates += 1
         return {"bc/loss": torch.stack(losses).mean()}
 
-    def _gradient_step(self, buffer: ChunkDataset) -> Tensor:
+    def _gradient_step(self, buffer: Demonstrations) -> Tensor:
         config, horizon = self.config, self.iterations * self.config.steps
         set_lr(self.optimizer, cosine(self.gradient_steps / horizon, config.lr, config.final_lr))
         batch = buffer.sample(config.batch, self.generator)

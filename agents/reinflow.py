@@ -41,8 +41,7 @@ class ReinFlow(ChainPPO):
     Config = ReinFlowConfig
 
     def __init__(self, policy: GenerativePolicy, config: ReinFlowConfig, *, iterations: int, seed: int) -> None:
-        features = policy.obs_normalizer.shift.numel()
-        rule = LearnedStd(*policy.action_shape, features, config.std_low, config.std_high, config.std_hidden)
+        rule = LearnedStd(*policy.action_shape, policy.features, config.std_low, config.std_high, config.std_hidden)
         super().__init__(policy, rule, config, iterations=iterations, seed=seed)
         self.bounds = config
 

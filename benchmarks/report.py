@@ -18,6 +18,7 @@ from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.checkpoint import write_text
+from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.training.run import read_config
 
@@ -65,10 +66,10 @@ def add(name: str, runs: list[Path]) -> None:
     config = read_config(runs[0])
     result = {
         "name": name,
-        "agent": config["agent"]["_target_"].rpartition(".")[2],
-        "env": config["env"]["id"],
+        "agent": config.agent["_target_"].rpartition(".")[2],
+        "env": config.env.id,
         "data": describe_data(config),
-        "pretraining": provenance(Path(config["base"])) if config["base"] else None,
+        "pretraining": provenance(Path(config.base)) if config.base else None,
         "seeds": [summarize_run(run) for run in runs],
     }
     write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
@@ -92,10 +93,10 @@ def summarize_run(run: Path) -> dict[str, Any]:
     return provenance(run) | evaluations | {"curve": curve}
 
 
-def describe_data(config: dict[str, Any]) -> dict[str, Any]:
+def describe_data(config: TrainConfig) -> dict[str, Any]:
     """Where the demonstrations came from, as their file says."""
-    path = config["data"]["path"] if not config["base"] else read_config(Path(config["base"]))["data"]["path"]
-    with h5py.File(resolve_data(path)) as file:
+    source = read_config(Path(config.base)) if config.base else config
+    with h5py.File(resolve_data(str(source.data.path))) as file:
         attributes = {key: getattr(value, "item", lambda value=value: value)() for key, value in file.attrs.items()}
     return {key: attributes[key] for key in ("command", "episodes", "return_mean", "return_std")}
 

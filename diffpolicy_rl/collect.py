@@ -28,13 +28,14 @@ class CollectConfig:
         out: the file to write.
         run: a run whose deployed policy acts.
         expert: instead of a run: a name in the catalogue, a Stable-Baselines3 SAC or TQC zip, or its URL.
-        env: environment id; by default the run's or the expert's own.
+        env: an expert's environment id, where the catalogue does not know it.
         episodes: how many.
         stochastic: whether an expert samples its actions, or takes their means.
         action_noise: std of Gaussian noise added to every action, in env units.
         num_envs: copies of the env played side by side.
         seed: of everything random.
         which: last, best, base, or a step of the run.
+        trust: modules outside diffpolicy_rl that the run names and whose code may run.
     """
 
     out: str
@@ -47,6 +48,7 @@ class CollectConfig:
     num_envs: int = 40
     seed: int = 0
     which: str = "last"
+    trust: tuple[str, ...] = ()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,24 +76,27 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
+    """The env, with chunk 1, and who acts in it."""
     from diffpolicy_rl.data.catalog import EXPERTS, fetch_expert
     from diffpolicy_rl.envs.make import make_env
     from diffpolicy_rl.experts import load_expert
-    from diffpolicy_rl.training.run import env_of, load
+    from diffpolicy_rl.training.run import load, read_config
 
-    env_id, options = config.env, {}
+    num_envs, seed = min(config.num_envs, config.episodes), config.seed
     if config.run is not None:
-        run_id, options = env_of(config.run)
-        env_id = env_id or run_id
-    elif config.expert in EXPERTS:
-        env_id = env_id or EXPERTS[config.expert].env_id
+        if config.env is not None:
+            raise UserError("a run brings its own env; env=<id> is for experts")
+        task = read_config(Path(config.run), config.trust).env
+        env: Any = make_env(task.id, num_envs=num_envs, seed=seed, history=task.history, **task.options)
+        return env, load(config.run, config.which, config.trust)
+    assert config.expert is not None
+    env_id = config.env or (EXPERTS[config.expert].env_id if config.expert in EXPERTS else None)
     if env_id is None:
         raise UserError("env=<id> must say which environment the expert is for")
-    env: Any = make_env(env_id, num_envs=min(config.num_envs, config.episodes), seed=config.seed, **options)
-    if config.run is not None:
-        return env, load(config.run, config.which)
-    obs_dim, actions = env.single_observation_space.shape[-1], env.single_action_space
-    return env, load_expert(fetch_expert(str(config.expert)), obs_dim, actions, config.stochastic)
+    env = make_env(env_id, num_envs=num_envs, seed=seed)
+    space = env.single_action_space
+    obs_dim = env.single_observation_space.shape[-1]
+    return env, load_expert(fetch_expert(config.expert), obs_dim, space, config.stochastic)
 
 
 def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, action_noise: float) -> "Transitions":
@@ -125,7 +130,8 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
             action = action.clamp(low, high)
             after, reward, terminated, truncated, _ = env.step(action)
             assert isinstance(obs, torch.Tensor)  # D4RL's layout has no other
-            record.add(obs, action[:, 0], reward, terminated, truncated)
+            newest = obs if obs.ndim == 2 else obs[:, -1]
+            record.add(newest, action[:, 0], reward, terminated, truncated)
             for stateful in (driver, disturbance):
                 stateful.reset(terminated | truncated)
             obs = after

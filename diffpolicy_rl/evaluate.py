@@ -18,7 +18,7 @@ class EvaluateConfig:
         which: last, best, base, or a checkpoint's step.
         episodes: at least this many; rounded up to a multiple of the envs.
         seed: of resets and noise; the seed that training logged repeats its evaluation.
-        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+        trust: modules outside diffpolicy_rl that the run names and whose code may run.
         out: where the result goes, by default evaluation-<which>-s<seed>.json in the run folder.
     """
 
@@ -26,7 +26,7 @@ class EvaluateConfig:
     which: str = "last"
     episodes: int = 100
     seed: int = 0
-    agent: str | None = None
+    trust: tuple[str, ...] = ()
     out: str | None = None
 
 
@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(EvaluateConfig, argv, "python -m diffpolicy_rl.evaluate RUN [key=value ...]", "run")
     from diffpolicy_rl.training.build import build_env
     from diffpolicy_rl.training.checkpoint import write_text
-    from diffpolicy_rl.training.config import resolve
     from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
     from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.run import load, read_config
@@ -43,9 +42,8 @@ def main(argv: Sequence[str]) -> None:
 
     use_fast_fp32()
     folder = Path(config.run)
-    policy = load(folder, config.which, config.agent)
-    settings = resolve(read_config(folder, config.agent))
-    env = build_env(settings, min(MAX_ENVS, config.episodes))
+    policy = load(folder, config.which, config.trust)
+    env = build_env(read_config(folder, config.trust), min(MAX_ENVS, config.episodes))
     with Console() as console:
         console.begin("episodes", 0, math.ceil(config.episodes / env.num_envs) * env.num_envs)
         result = evaluate_policy(

@@ -1,25 +1,22 @@
 """Train an agent: ``python -m diffpolicy_rl.train agent=reinflow env=hopper``."""
 
 import dataclasses
-import os
 import re
 import sys
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, did_you_mean
+from diffpolicy_rl.training.compose import GROUPS, compose, options
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from diffpolicy_rl.training.config import TrainConfig
 
 _USAGE = "python -m diffpolicy_rl.train [agent=NAME] [env=NAME] [data=FILE] [key=value ...]"
-_GROUPS = ("agent", "env", "data", "policy", "budget")
+_FLAGS = ("--cfg", "-c", "--multirun", "-m")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +25,13 @@ class ResumeConfig:
 
     Attributes:
         resume: the run folder.
-        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+        trust: modules outside diffpolicy_rl that the run names and whose code may run.
         iterations: stop after so many loop iterations over all phases.
         max_minutes: stop after so many minutes.
     """
 
     resume: str
-    agent: str | None = None
+    trust: tuple[str, ...] = ()
     iterations: int | None = None
     max_minutes: float | None = None
 
@@ -46,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     elif any(word.startswith("resume=") for word in argv):
         resume(argv)
     else:
-        compose(argv)
+        start(argv)
 
 
 def help_text() -> str:
@@ -55,7 +52,7 @@ def help_text() -> str:
         f"usage: {_USAGE}\n",
         "Pretrain a policy on demonstrations, improve it by reinforcement learning, evaluate it.\n",
     ]
-    for group in _GROUPS:
+    for group in GROUPS:
         rows.append(f"{group}:")
         rows += [f"  {name:14} {text}" for name, text in options(group).items()]
     rows += [
@@ -66,93 +63,27 @@ def help_text() -> str:
     return "\n".join(rows)
 
 
-def options(group: str) -> dict[str, str]:
-    """Name and first comment line of every option of a config group."""
-    found = {}
-    for entry in resources.files("diffpolicy_rl.configs").joinpath(group).iterdir():
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = entry.read_text().partition("\n")[0].removeprefix("# ")
-    return dict(sorted(found.items()))
-
-
-def compose(argv: Sequence[str]) -> None:
-    """Hand the settings to Hydra, and every composed configuration to ``train``."""
-    import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    keys = [word.partition("=")[0].lstrip("+") for word in argv if "=" in word]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"{key} is given twice")
-    words = [word for given in argv for word in translate(given)]
-    flags = {word for word in words if word.startswith("-")}
-    show = bool({"--cfg", "-c"} & flags)
-    sys.argv[1:] = [word for word in words if word not in ("--cfg", "-c", "job")] if show else words
-
-    def job(composed: "DictConfig") -> None:
-        sys.argv[1:] = argv  # Hydra has read its words; the manifest shows the user's
-        cli.run(lambda _: start(composed, show))
-
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as they are, not as Hydra's summary of them
-    try:
-        overrides = [word for word in words if word not in flags | {"job"}]
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if override.is_sweep_override() and not {"--multirun", "-m"} & flags:
-                raise UserError(
-                    f"{str(override.input_line).lstrip('+')} lists several values; add --multirun to run all"
-                )
-        hydra.main(version_base="1.3", config_path="pkg://diffpolicy_rl.configs", config_name="train")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
-
-
-def translate(word: str) -> list[str]:
-    """A word of the command line as Hydra overrides: groups by name, own code and files by place, keys as they are."""
-    key, equals, value = word.partition("=")
-    if word.startswith("-") or word == "job":
-        return [word]
-    if not equals:
-        raise UserError(f"{word!r} is not of the form key=value; usage: {_USAGE}")
-    if key not in _GROUPS:
-        return [f"++{word.lstrip('+')}"]
-    known = options(key)
-    if value in known or "," in value:
-        return [word]
-    if key == "agent" and re.fullmatch(r"\w[\w.]*:\w+", value):
-        return ["agent=custom", f"++agent._target_={_quoted(value)}"]
-    if key == "env" and (":" in value or re.search(r"-v\d+$", value)):
-        return ["env=gymnasium", f"++env.id={_quoted(value)}"]
-    if key == "data" and (Path(value).suffix or Path(value).exists()):
-        return ["data=file", f"++data.path={_quoted(value)}"]
-    raise UserError(f"there is no {key} {value!r}; {did_you_mean(value, known)}")
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def start(composed: "DictConfig", show: bool) -> None:
-    """Train with a composed configuration, or only print it."""
+def start(argv: Sequence[str]) -> None:
+    """Train what the command line describes, or with ``--cfg job`` only print it."""
     import yaml
-    from omegaconf import OmegaConf
 
-    from diffpolicy_rl.training.config import resolve, to_plain
+    from diffpolicy_rl.training.config import to_plain
 
-    for key in sorted(OmegaConf.missing_keys(composed)):
-        raise UserError(f"{key} has no value; choose one with {key.partition('.')[0]}=")
-    values: Any = OmegaConf.to_container(composed, resolve=True)
-    config = resolve(values)
-    if show:
-        print(yaml.safe_dump(to_plain(config), sort_keys=False), end="")
-    else:
-        train(config)
+    flags = [word for word in argv if word.startswith("-")]
+    show = "--cfg" in flags or "-c" in flags
+    for flag in flags:
+        if flag not in _FLAGS:
+            raise UserError(f"there is no option {flag}; {did_you_mean(flag, _FLAGS)}")
+    words = [word for word in argv if word not in flags and not (show and word == "job")]
+    for config in compose(words, sweep="--multirun" in flags or "-m" in flags):
+        if show:
+            print(yaml.safe_dump(to_plain(config), sort_keys=False), end="")
+        else:
+            train(config)
 
 
 def resume(argv: Sequence[str]) -> None:
     """Continue a run with its own settings."""
-    from diffpolicy_rl.training.config import resolve
     from diffpolicy_rl.training.run import read_config
 
     for word in argv:
@@ -160,7 +91,7 @@ def resume(argv: Sequence[str]) -> None:
         if key not in cli.field_docs(ResumeConfig):
             raise UserError(f"{key} cannot change when a run is resumed; only iterations and max_minutes can")
     given = cli.parse(ResumeConfig, argv, "python -m diffpolicy_rl.train resume=RUN [iterations=N] [max_minutes=M]")
-    config = resolve(read_config(Path(given.resume), given.agent))
+    config = read_config(Path(given.resume), given.trust)
     train(
         dataclasses.replace(config, run_dir=given.resume, iterations=given.iterations, max_minutes=given.max_minutes),
         resumed=True,

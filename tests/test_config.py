@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -8,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from diffpolicy_rl import train
 from diffpolicy_rl.cli import run
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training import config
+from diffpolicy_rl.training.compose import compose, options, translate
 from diffpolicy_rl.training.run import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +22,6 @@ REQUIRED = {"custom": "agent=diffpolicy_rl.agents.bc:BC", "gymnasium": "env=Pend
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
     """Runs the command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
@@ -35,17 +31,14 @@ def command(monkeypatch, tmp_path, capsys):
             run(train.main)
         except SystemExit as stop:
             status = stop.code
-        finally:
-            GlobalHydra.instance().clear()
         return status, *capsys.readouterr()
 
     return call
 
 
 def composed(*words):
-    with initialize_config_module("diffpolicy_rl.configs", version_base="1.3"):
-        found = compose("train", [override for word in words for override in train.translate(word)])
-    return config.resolve(OmegaConf.to_container(found, resolve=True, throw_on_missing=True))
+    (settings,) = compose(words, sweep=False)
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -61,34 +54,33 @@ def composed(*words):
         ("agent.lr=1e-3", ["++agent.lr=1e-3"]),
         ("+seed=3", ["++seed=3"]),
         ("run_dir=runs/a=b", ["++run_dir=runs/a=b"]),
-        ("--multirun", ["--multirun"]),
-        ("job", ["job"]),
+        ("env=Hopper-v5", ["env=hopper"]),
     ],
 )
 def test_translate(word, overrides):
-    assert train.translate(word) == overrides
+    assert translate(word) == overrides
 
 
 def test_own_files_without_a_suffix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").touch()
-    assert train.translate("data=mine") == ["data=file", "++data.path='mine'"]
+    assert translate("data=mine") == ["data=file", "++data.path='mine'"]
 
 
 def test_every_combination_composes():
-    for agent, policy, env, budget in itertools.product(*map(train.options, ("agent", "policy", "env", "budget"))):
+    for agent, policy, env, budget in itertools.product(*map(options, ("agent", "policy", "env", "budget"))):
         words = REQUIRED.get(agent, f"agent={agent}"), f"policy={policy}", REQUIRED.get(env, f"env={env}")
         settings = composed(*words, f"budget={budget}")
         chosen = yaml.safe_load((ROOT / "configs" / "env" / f"{env}.yaml").read_text())["id"]
         assert settings.env.id == ("Pendulum-v1" if env == "gymnasium" else chosen)
-        assert settings.data.path == (env if env in train.options("data") else None)
+        assert settings.data.path == (env if env in options("data") else None)
         for component in (settings.agent, settings.bc, settings.policy.process, settings.policy.net):
             config.target(component["_target_"])
             assert set(component) == {"_target_", *config.settings(config.target(component["_target_"]))}
 
 
 def test_every_data_set_composes():
-    for data in train.options("data"):
+    for data in options("data"):
         word = REQUIRED.get(data, f"data={data}")
         assert composed("env=swimmer", word).data.path == word.partition("=")[2]
 
@@ -183,13 +175,32 @@ def test_a_run_cannot_name_foreign_code(tmp_path, place):
         node = node[key]
     node["_target_"] = "os:system"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match="names code outside diffpolicy_rl; give agent=os:system yourself"):
+    with pytest.raises(UserError, match="code of the module os; if you trust it, add trust=os"):
         read_config(tmp_path)
-    assert read_config(tmp_path, "os:system") == values
+    config.refuse_foreign_code(values, ("os",))
     node["_target_"] = "diffpolicy_rl_not.really:X"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match="names code outside"):
+    with pytest.raises(UserError, match=r"code of the module diffpolicy_rl_not\.really"):
         read_config(tmp_path)
+
+
+def test_a_run_cannot_name_a_foreign_env_either(tmp_path):
+    values = config.to_plain(composed("env=evil_module:Env-v0"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="code of the module evil_module"):
+        read_config(tmp_path)
+    assert read_config(tmp_path, ("evil_module",)).env.id == "evil_module:Env-v0"
+
+
+def test_sweeps_are_every_combination():
+    found = compose(["seed=0,1", "agent=bc,reinflow", "agent.lr=1e-3"], sweep=True)
+    assert [(run.seed, run.agent["_target_"].rpartition(".")[2]) for run in found] == [
+        (0, "BC"),
+        (0, "ReinFlow"),
+        (1, "BC"),
+        (1, "ReinFlow"),
+    ]
+    assert {run.agent["lr"] for run in found} == {1e-3}
 
 
 def test_settings_file_runs_no_code(tmp_path):

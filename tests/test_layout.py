@@ -66,15 +66,7 @@ LAYERS = {
 } | dict.fromkeys(BASE, BASE)
 
 
-def _known(name):
-    """BC names the reader of ``data``; take the mark away once both see the same class from below."""
-    reason = "BC imports ChunkDataset, though data and agents are neighbours"
-    return (
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=reason)) if name.endswith("agents.bc") else name
-    )
-
-
-@pytest.mark.parametrize("name", [_known(name) for name in SOURCES])
+@pytest.mark.parametrize("name", SOURCES)
 def test_each_layer_imports_only_lower_ones(name):
     ours = {module for module in imports(name) if module.split(".")[0] == "diffpolicy_rl"}
     if layer(name) in LAYERS:

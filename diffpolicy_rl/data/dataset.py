@@ -1,29 +1,14 @@
 """The one chunk-window reader: every data format ends here."""
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffpolicy_rl.data.d4rl import Transitions
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.experience.buffers import Batch
 from diffpolicy_rl.types import Spec
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows drawn from a data set.
-
-    Attributes:
-        obs: (B, O) raw observations at which the windows start.
-        action: (B, H, D) the actions from there on, in the units the data set holds.
-        mask: (B, H) bool, False past the episode's end, where the last action is repeated.
-    """
-
-    obs: Tensor
-    action: Tensor
-    mask: Tensor
 
 
 class ChunkDataset:
@@ -32,6 +17,7 @@ class ChunkDataset:
     Args:
         transitions: the data.
         horizon: H.
+        history: To, observations per window; the first of an episode is repeated before its start.
         episodes: use the first so many episodes, all by default.
         device: where the data lies.
 
@@ -47,6 +33,7 @@ class ChunkDataset:
         self,
         transitions: Transitions,
         horizon: int,
+        history: int = 1,
         episodes: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -58,8 +45,11 @@ class ChunkDataset:
         self.obs = torch.from_numpy(transitions.observations[:rows]).to(device)
         self.actions = torch.from_numpy(transitions.actions[:rows]).to(device)
         lengths = torch.diff(ends, prepend=torch.zeros(1, dtype=ends.dtype))
-        self._last = (ends - 1).repeat_interleave(lengths).to(device)  # last row of each transition's episode
-        self._offsets = torch.arange(horizon, device=device)
+        # First and last row of each transition's episode.
+        self._first = (ends - lengths).repeat_interleave(lengths).to(device)
+        self._last = (ends - 1).repeat_interleave(lengths).to(device)
+        self._ahead = torch.arange(horizon, device=device)
+        self._back = torch.arange(1 - history, 1, device=device)
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -71,8 +61,12 @@ class ChunkDataset:
 
     def windows(self, starts: Tensor) -> Batch:
         """The windows that start at transitions (B,)."""
-        rows, last = starts.unsqueeze(1) + self._offsets, self._last[starts].unsqueeze(1)
-        return Batch(self.obs[starts], self.actions[torch.minimum(rows, last)], rows <= last)
+        starts = starts.unsqueeze(1)
+        seen, rows, last = starts + self._back, starts + self._ahead, self._last[starts]
+        obs = self.obs[torch.maximum(seen, self._first[starts])]
+        return Batch(
+            obs if len(self._back) > 1 else obs.squeeze(1), self.actions[torch.minimum(rows, last)], rows <= last
+        )
 
     def check_fits(self, spec: Spec) -> None:
         """Raise UserError if the shapes are not the task's; warn if the data says it is of another one."""

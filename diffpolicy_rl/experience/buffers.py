@@ -1,9 +1,35 @@
 """Where experience waits for the update."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from diffpolicy_rl.types import Extras, Obs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows drawn from demonstrations.
+
+    Attributes:
+        obs: (B, O), or (B, To, O) with history, raw observations at which the windows start.
+        action: (B, H, D) the actions from there on, in the units the data holds.
+        mask: (B, H) bool, False past the episode's end, where the last action is repeated.
+    """
+
+    obs: Tensor
+    action: Tensor
+    mask: Tensor
+
+
+class Demonstrations(Protocol):
+    """What agents know of a data set."""
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Batch:
+        """Draw B windows."""
+        ...
 
 
 class RolloutBuffer:

@@ -39,4 +39,4 @@ class ChunkQueue:
 
     def reset(self, mask: Tensor) -> None:
         """Forget what is left in the envs of mask (N,) bool."""
-        self._next[mask] = self.execute
+        self._next[mask.cpu()] = self.execute

@@ -25,11 +25,15 @@ class GenerativePolicy(nn.Module):
     Args:
         net: denoising net.
         process: noise process.
-        obs_normalizer: over (O,) or (To, O).
+        obs_normalizer: over (O,).
         action_normalizer: over (D,).
         horizon: H.
         execute: A <= H, how many actions of a chunk are executed.
         steps: K.
+        history: To, observations the policy sees.
+
+    Attributes:
+        features: F, width of the condition features.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class GenerativePolicy(nn.Module):
         horizon: int,
         execute: int,
         steps: int,
+        history: int = 1,
     ) -> None:
         super().__init__()
         if not 1 <= execute <= horizon:
@@ -49,6 +54,7 @@ class GenerativePolicy(nn.Module):
         self.obs_normalizer, self.action_normalizer = obs_normalizer, action_normalizer
         self.horizon, self.execute, self.steps = horizon, execute, steps
         self.action_shape = (horizon, len(action_normalizer.shift))
+        self.features = history * obs_normalizer.shift.numel()
         self.std_rule: StdRule | None = None
         process.grid(steps)  # refuses a number of steps that the process cannot take
 

@@ -54,16 +54,16 @@ def spec_of(env: VecEnv) -> Spec:
 
 def build_policy(config: PolicyConfig, spec: Spec, seed: int) -> GenerativePolicy:
     """A policy with random weights and normalisers that are not fitted yet."""
-    obs_normalizer = Normalizer(spec.obs_shape)
+    *stack, obs_dim = spec.obs_shape
+    history = stack[0] if stack else 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(_WEIGHTS, seed).initial_seed())
         net = target(config.net["_target_"])(
-            config.horizon, spec.action_dim, obs_normalizer.shift.numel(), **arguments(config.net)
+            config.horizon, spec.action_dim, history * obs_dim, **arguments(config.net)
         )
     process = target(config.process["_target_"])(**arguments(config.process))
-    return GenerativePolicy(
-        net, process, obs_normalizer, Normalizer((spec.action_dim,)), config.horizon, config.execute, config.steps
-    )
+    normalizers = Normalizer((obs_dim,)), Normalizer((spec.action_dim,))
+    return GenerativePolicy(net, process, *normalizers, config.horizon, config.execute, config.steps, history)
 
 
 def build_agent(component: Component, policy: GenerativePolicy, iterations: int, seed: int) -> Agent:
@@ -95,7 +95,8 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
             "give data=<file>, make one with diffpolicy_rl.collect, or start from base=<run>"
         )
     transitions = read(resolve_data(config.data.path))
-    dataset = ChunkDataset(transitions, policy.horizon, episodes=config.data.episodes, device=policy.device)
+    episodes, history = config.data.episodes, config.env.history
+    dataset = ChunkDataset(transitions, policy.horizon, history=history, episodes=episodes, device=policy.device)
     dataset.check_fits(spec)
     policy.obs_normalizer.fit(dataset.obs, config.policy.obs_norm)
     policy.action_normalizer.fit(dataset.actions, config.policy.action_norm)

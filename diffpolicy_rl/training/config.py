@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import typing
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -146,14 +147,25 @@ def resolve(values: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(config, agent=agent, bc=bc, policy=policy)
 
 
-def refuse_foreign_code(node: Any, trusted: str | None) -> None:
-    """Raise UserError if a tree read from a file names a class outside diffpolicy_rl that the user did not name."""
+def modules_of(tree: dict[str, Any]) -> set[str]:
+    """Modules outside diffpolicy_rl that a tree of settings names, as classes or as ``module:MyEnv-v0``."""
+    names = [*_targets(tree), str(tree.get("env", {}).get("id", ""))]
+    modules = {name.partition(":")[0] if ":" in name else name.rpartition(".")[0] for name in names}
+    return {module for module in modules if module and not module.startswith("diffpolicy_rl.")}
+
+
+def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
-        name = node.get("_target_", "diffpolicy_rl.")
-        if not name.startswith("diffpolicy_rl.") and name != trusted:
-            raise UserError(f"the run names code outside diffpolicy_rl; give agent={name} yourself to trust it")
+        if "_target_" in node:
+            yield str(node["_target_"])
         for value in node.values():
-            refuse_foreign_code(value, trusted)
+            yield from _targets(value)
+
+
+def refuse_foreign_code(tree: dict[str, Any], trusted: Collection[str]) -> None:
+    """Raise UserError if settings read from a file name a module that the user does not trust."""
+    for module in sorted(modules_of(tree) - set(trusted)):
+        raise UserError(f"the run uses code of the module {module}; if you trust it, add trust={module}")
 
 
 def target(name: str) -> type:

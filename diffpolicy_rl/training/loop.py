@@ -11,11 +11,11 @@ from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import build_env, build_policy, phases_of, pick_device, spec_of
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
-from diffpolicy_rl.training.config import TrainConfig, to_plain
+from diffpolicy_rl.training.config import TrainConfig, modules_of, to_plain
 from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
 from diffpolicy_rl.training.logger import Console, Logger
 from diffpolicy_rl.training.phase import Phase
-from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent
+from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent, load_base
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
 from diffpolicy_rl.training.threads import available_cores, use_fast_fp32
 from diffpolicy_rl.types import DeployedPolicy, State, VecEnv
@@ -83,7 +83,7 @@ class Trainer:
 
     def _starting_policy(self) -> GenerativePolicy:
         if self.config.base:
-            return load_agent(self.config.base, "base").policy.requires_grad_(True)
+            return load_base(self.config, self.spec)
         return build_policy(self.config.policy, self.spec, self.config.seed)
 
     def _phase(self, index: int, policy: GenerativePolicy) -> Phase:
@@ -168,7 +168,7 @@ class Trainer:
         summary = {"base": self.results.get("base"), "final": final, "best": final}
         selected = self.results.get("selected")
         if selected and selected["iteration"] != self.iteration:
-            best = load_agent(self.folder, "best", self.config.agent["_target_"])
+            best = load_agent(self.folder, "best", modules_of(to_plain(self.config)))
             summary["best"] = self._final_evaluation(best.deploy()) | {"iteration": selected["iteration"]}
         summary |= {
             "env_steps": self.phase.env_steps,

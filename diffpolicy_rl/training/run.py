@@ -7,16 +7,17 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import build_agent, build_policy, phase_component
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
-from diffpolicy_rl.training.config import TrainConfig, refuse_foreign_code, resolve, to_plain
+from diffpolicy_rl.training.config import TrainConfig, modules_of, refuse_foreign_code, resolve, to_plain
 from diffpolicy_rl.training.threads import available_cores
 from diffpolicy_rl.types import Agent, DeployedPolicy, Spec, State
 
@@ -28,8 +29,16 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
 
 
-def read_config(folder: Path, agent: str | None = None) -> dict[str, Any]:
-    """The settings of a run, as plain values; ``agent`` names foreign code the user trusts."""
+def read_config(folder: Path, trust: Collection[str] = ()) -> TrainConfig:
+    """The settings of a run.
+
+    Args:
+        folder: the run folder.
+        trust: modules outside diffpolicy_rl that the run may name.
+
+    Raises:
+        UserError: if it is no run, its settings are not valid, or they name other modules.
+    """
     path = folder / "config.yaml"
     try:
         values = yaml.safe_load(path.read_text())
@@ -37,21 +46,18 @@ def read_config(folder: Path, agent: str | None = None) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run: it has no readable config.yaml") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    refuse_foreign_code(values, agent)
-    return values
-
-
-def env_of(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """Id and options of the task a run was trained on."""
-    env = resolve(read_config(Path(path))).env
-    return env.id, env.options
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings")
+    refuse_foreign_code(values, trust)
+    return resolve(values)
 
 
 def adopt_base(config: TrainConfig) -> TrainConfig:
     """Take the policy's settings from the run whose policy training starts from."""
     if config.base is None:
         return config
-    return dataclasses.replace(config, policy=resolve(read_config(Path(config.base))).policy)
+    base = read_config(Path(config.base), modules_of(to_plain(config)))
+    return dataclasses.replace(config, policy=base.policy)
 
 
 def write_manifest(folder: Path, config: TrainConfig) -> None:
@@ -87,29 +93,53 @@ def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, 
         yield name, ours, theirs
 
 
-def load_agent(path: str | Path, which: str = "last", agent: str | None = None) -> Agent:
+def load_agent(path: str | Path, which: str = "last", trust: Collection[str] = ()) -> Agent:
     """The agent of a checkpoint, ready to act.
 
     Args:
         path: a run folder.
         which: ``last``, ``best``, ``base`` or a step.
-        agent: a class outside diffpolicy_rl, as module:Class, that the run may use.
+        trust: modules outside diffpolicy_rl that the run may name.
     """
+    return _rebuild(_read(path, which, trust))
+
+
+def load(path: str | Path, which: str = "last", trust: Collection[str] = ()) -> DeployedPolicy:
+    """The deployed policy of a run; see ``load_agent`` for the arguments."""
+    return load_agent(path, which, trust).deploy().eval().requires_grad_(False)
+
+
+def load_base(config: TrainConfig, spec: Spec) -> GenerativePolicy:
+    """The pretrained policy of the run that ``base=`` names; UserError if it does not fit the task."""
+    state = _read(str(config.base), "base", modules_of(to_plain(config)))
+    theirs = _spec(state)
+    if (theirs.obs_shape, theirs.action_dim) != (spec.obs_shape, spec.action_dim):
+        raise UserError(
+            f"base={config.base} was trained on {theirs.env_id} with observations {theirs.obs_shape} and "
+            f"{theirs.action_dim} actions; {spec.env_id} has {spec.obs_shape} and {spec.action_dim}"
+        )
+    return _rebuild(state).policy.requires_grad_(True)
+
+
+def _read(path: str | Path, which: str, trust: Collection[str]) -> State:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"there is no run at {folder}")
     state = read_state(Checkpoints(folder / "checkpoints").find(which))
-    refuse_foreign_code(state["config"], agent)
+    refuse_foreign_code(state["config"], trust)
+    return state
+
+
+def _rebuild(state: State) -> Agent:
     config = resolve(state["config"])
-    policy = build_policy(config.policy, Spec(**{k: _tupled(v) for k, v in state["spec"].items()}), config.seed)
-    rebuilt = build_agent(phase_component(config, state["phase"]), policy, 1, config.seed)
-    rebuilt.load_state_dict(state["agent"])
-    return rebuilt
+    policy = build_policy(config.policy, _spec(state), config.seed)
+    agent = build_agent(phase_component(config, state["phase"]), policy, 1, config.seed)
+    agent.load_state_dict(state["agent"])
+    return agent
 
 
-def load(path: str | Path, which: str = "last", agent: str | None = None) -> DeployedPolicy:
-    """The deployed policy of a run; see ``load_agent`` for the arguments."""
-    return load_agent(path, which, agent).deploy().eval().requires_grad_(False)
+def _spec(state: State) -> Spec:
+    return Spec(**{name: _tupled(value) for name, value in state["spec"].items()})
 
 
 def _tupled(value: Any) -> Any:

@@ -34,6 +34,13 @@ def test_windows_by_hand():
     assert batch.obs[:, 0].tolist() == [0, 100, 200, 300, 400, 500]
 
 
+def test_history_repeats_an_episode_s_first_observation_by_hand():
+    batch = ChunkDataset(transitions(), horizon=1, history=3).windows(torch.arange(6))
+    rows = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [3, 3, 3], [4, 4, 4], [4, 4, 5]]
+    assert (batch.obs[:, :, 0] / 100).tolist() == rows
+    assert batch.obs.shape == (6, 3, 3)
+
+
 def test_horizon_one_has_no_padding():
     batch = ChunkDataset(transitions(), horizon=1).windows(torch.arange(6))
     assert batch.action[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]

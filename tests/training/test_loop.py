@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 
-from diffpolicy_rl import load, train
+from diffpolicy_rl import collect, evaluate, load, train
 from diffpolicy_rl.agents.reinflow import ReinFlow
+from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.training.config import resolve, to_plain
@@ -160,6 +161,22 @@ def test_a_tracker_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
         train.train(tiny(tmp_path / "run", loggers=["wandb"]))
     with pytest.raises(UserError, match="there is no logger 'wandbb'; did you mean 'wandb'"):
         train.train(tiny(tmp_path / "run", loggers=["wandbb"]))
+
+
+def test_history_goes_through_training_evaluation_and_collection(tmp_path):
+    config = tiny(tmp_path / "run", env={"id": "Hopper-v5", "num_envs": 3, "history": 2})
+    summary = train.train(config)
+    evaluate.main([str(tmp_path / "run"), "episodes=6", f"seed={summary['final']['seed']}"])
+    again = json.loads((tmp_path / "run" / f"evaluation-last-s{summary['final']['seed']}.json").read_text())
+    assert again["returns"] == summary["final"]["returns"]
+    collect.main([str(tmp_path / "run"), "episodes=3", f"out={tmp_path / 'demos.hdf5'}"])
+    assert read(tmp_path / "demos.hdf5").observations.shape[1] == 11
+
+
+def test_base_of_another_task_is_one_sentence(run, tmp_path):
+    config = tiny(tmp_path / "run", env={"id": "Walker2d-v5", "num_envs": 3}, base=str(run[0]))
+    with pytest.raises(UserError, match=r"was trained on Hopper-v5 with observations \(11,\) and 3 actions"):
+        train.train(config)
 
 
 def test_buffer_is_full_before_it_is_used():

@@ -1,0 +1,100 @@
+"""From the words of a command line to settings: Hydra is used here and nowhere else."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpolicy_rl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from diffpolicy_rl.training.config import TrainConfig
+
+GROUPS = ("agent", "env", "data", "policy", "budget")
+_CONFIGS = "diffpolicy_rl.configs"
+
+
+def options(group: str) -> dict[str, str]:
+    """Name and first comment line of every option of a config group; reads files only, so that it is fast."""
+    return {name: text.partition("\n")[0].removeprefix("# ") for name, text in _files(group).items()}
+
+
+def _files(group: str) -> dict[str, str]:
+    entries = resources.files(_CONFIGS).joinpath(group).iterdir()
+    files = {entry.name: entry.read_text() for entry in entries if entry.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): files[name] for name in sorted(files)}
+
+
+def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
+    """The settings that ``key=value`` words describe.
+
+    Args:
+        words: of the command line, flags aside.
+        sweep: whether a key may list several values, as in seed=0,1,2; every combination is a run.
+
+    Raises:
+        UserError: for a word, name or value that means nothing.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from diffpolicy_rl.training.config import resolve
+
+    _refuse_repeats(words)
+    try:
+        parsed = OverridesParser.create().parse_overrides([part for word in words for part in translate(word)])
+        choices = [_choices(override, sweep) for override in parsed]
+        with initialize_config_module(_CONFIGS, version_base="1.3"):
+            composed = [compose("train", list(overrides)) for overrides in itertools.product(*choices)]
+        for key in sorted(OmegaConf.missing_keys(composed[0])):
+            raise UserError(f"{key} has no value; choose one with {key.partition('.')[0]}=")
+        trees: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in composed]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+    return [resolve(tree) for tree in trees]
+
+
+def _refuse_repeats(words: Sequence[str]) -> None:
+    keys = [word.partition("=")[0].lstrip("+") for word in words]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"{key} is given twice")
+
+
+def _choices(override: Any, sweep: bool) -> list[str]:
+    """A parsed override as text, once for each value it lists."""
+    text = str(override.input_line)
+    if not override.is_sweep_override():
+        return [text]
+    if not sweep:
+        raise UserError(f"{text.lstrip('+')} lists several values; add --multirun to run all")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def translate(word: str) -> list[str]:
+    """A word as Hydra overrides: groups by name, own code and files by place, keys as they are."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise UserError(f"{word!r} is not of the form key=value")
+    if key not in GROUPS:
+        return [f"++{word.lstrip('+')}"]
+    known = _files(key)
+    if value in known or "," in value:
+        return [word]
+    if key == "agent" and re.fullmatch(r"\w[\w.]*:\w+", value):
+        return ["agent=custom", f"++agent._target_={_quoted(value)}"]
+    if key == "env" and (":" in value or re.search(r"-v\d+$", value)):
+        ours = [name for name, text in known.items() if f"id: {value}\n" in text]
+        return [f"env={ours[0]}"] if ours else ["env=gymnasium", f"++env.id={_quoted(value)}"]
+    if key == "data" and (Path(value).suffix or Path(value).exists()):
+        return ["data=file", f"++data.path={_quoted(value)}"]
+    raise UserError(f"there is no {key} {value!r}; {did_you_mean(value, known)}")
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
