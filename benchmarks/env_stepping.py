@@ -1,0 +1,134 @@
+"""Env steps per CPU second: our batch backend against Gymnasium's vector environments, children included."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.measure import Figures
+from diffpolicy_rl import make_env
+from diffpolicy_rl.envs.batch import BatchEnv
+from diffpolicy_rl.envs.quiet import quiet_mujoco
+from diffpolicy_rl.envs.tasks import TASKS
+from diffpolicy_rl.errors import UserError
+
+_COMPARED = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
+_CHUNK = 4
+
+
+def compare(num_envs: int, seconds: float, repeats: int) -> dict[str, Figures]:
+    """For each task: env steps per CPU second of ``ours``, ``sync`` and ``async``, and the ratios ours / theirs.
+
+    All three play the same random actions, reset included, with one physics thread; they take turns.
+    """
+    return {env_id: _compare_task(env_id, num_envs, seconds, repeats) for env_id in _COMPARED}
+
+
+def _compare_task(env_id: str, num_envs: int, seconds: float, repeats: int) -> Figures:
+    check_equal_work(env_id)
+    sides = {"ours": Ours(env_id, num_envs)} | {mode: Theirs(env_id, num_envs, mode) for mode in ("sync", "async")}
+    totals = {name: [0.0, 0.0] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            steps, cpu = _steps_and_cpu(side, seconds / repeats)
+            totals[name][0] += steps
+            totals[name][1] += cpu
+    for side in sides.values():
+        side.close()
+    rates = {name: steps / cpu for name, (steps, cpu) in totals.items()}
+    return rates | {f"ours/{mode}": rates["ours"] / rates[mode] for mode in ("sync", "async")}
+
+
+def _actions(box: Any, *shape: int) -> NDArray[np.float32]:
+    """Sixteen batches of random actions, played in turn."""
+    drawn = np.random.default_rng(0).uniform(box.low, box.high, (16, *shape, len(box.low)))
+    return drawn.astype(np.float32)
+
+
+class Ours:
+    """The batch backend, four actions per call."""
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        self._env = make_env(env_id, num_envs=num_envs, chunk=_CHUNK, threads=1)
+        self._env.reset(seed=0)
+        self._actions = torch.from_numpy(_actions(self._env.single_action_space, num_envs, _CHUNK))
+        self._calls = 0
+
+    def step(self) -> int:
+        """One call; returns the env steps it made."""
+        *_, info = self._env.step(self._actions[self._calls % len(self._actions)])
+        self._calls += 1
+        return int(info["executed"].sum())
+
+    def cpu(self) -> float:
+        """CPU seconds used so far, all threads together."""
+        return time.process_time()
+
+    def close(self) -> None:
+        """Release the simulations."""
+        self._env.close()
+
+
+class Theirs:
+    """Gymnasium's ``SyncVectorEnv`` or ``AsyncVectorEnv`` (one process per environment)."""
+
+    def __init__(self, env_id: str, num_envs: int, mode: str) -> None:
+        with quiet_mujoco():
+            self._env = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode)
+        self._env.reset(seed=0)
+        self._actions = _actions(self._env.single_action_space, num_envs)
+        self._calls, self._num_envs = 0, num_envs
+        self._children = [process.pid for process in getattr(self._env, "processes", None) or ()]
+
+    def step(self) -> int:
+        """One call; returns the env steps it made."""
+        self._env.step(self._actions[self._calls % len(self._actions)])
+        self._calls += 1
+        return self._num_envs
+
+    def cpu(self) -> float:
+        """CPU seconds used so far by this process and the workers.
+
+        The system counts the children's time in ``getrusage`` only once they have ended, so it is read from /proc.
+        """
+        return time.process_time() + sum(map(_cpu_of, self._children))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._env.close()
+
+
+def _cpu_of(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError as error:
+        raise UserError("the CPU time of worker processes is read from /proc, which only Linux has") from error
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _steps_and_cpu(side: Ours | Theirs, seconds: float) -> tuple[int, float]:
+    before, steps, began = side.cpu(), 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        steps += side.step()
+    return steps, side.cpu() - before
+
+
+def check_equal_work(env_id: str) -> None:
+    """Raise UserError unless both sides compute the same: rewards within 1e-12 from equal states."""
+    with quiet_mujoco():
+        ours, theirs = BatchEnv(env_id, TASKS[env_id](), dtype=torch.float64), gymnasium.make(env_id)
+    ours.reset(seed=0)
+    theirs.reset(seed=0)
+    state = ours.state()
+    theirs.unwrapped.set_state(state["qpos"][0].numpy(), state["qvel"][0].numpy())  # pyright: ignore
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        action = rng.uniform(-0.1, 0.1, ours.single_action_space.shape)
+        reward = ours.step(torch.from_numpy(action).view(1, 1, -1))[1].item()
+        if abs(reward - float(theirs.step(action)[1])) > 1e-12:
+            raise UserError(f"{env_id}: the two sides do not compute the same rewards")

@@ -1,0 +1,57 @@
+"""Fair timing: both sides of a ratio in one run, taking turns, beside the rate of a plain matrix product."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
+
+Figures = dict[str, float]
+
+
+def take_turns(sides: dict[str, Callable[[], object]], repeats: int) -> Figures:
+    """Median seconds of each side; they run in turn, so that what else the machine does hits all alike."""
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def with_plain_fp32(run: Callable[[], object]) -> Callable[[], object]:
+    """The same work with torch's own choice of fp32 kernels, as a program has it that does not choose."""
+
+    def plain() -> None:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            run()
+        finally:
+            use_fast_fp32()
+
+    return plain
+
+
+def gemm_rates(threads: int, repeats: int) -> Figures:
+    """fp32 GFLOP/s of (1000, 512) @ (512, 512), as the updates do it, with our routing and with torch's own."""
+    a, b = torch.randn(1000, 512), torch.randn(512, 512)
+
+    def products() -> None:
+        for _ in range(20):
+            torch.mm(a, b)
+
+    with torch_threads(threads):
+        seconds = take_turns({"ours": products, "plain": with_plain_fp32(products)}, repeats)
+    work = 20 * 2 * 1000 * 512 * 512 / 1e9
+    return {f"gemm_gflops_{name}": work / value for name, value in seconds.items()}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured with."""
+    return {"system": platform.platform(), "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

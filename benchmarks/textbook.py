@@ -1,0 +1,98 @@
+"""ReinFlow as a tutorial would write it: the same mathematics, one step at a time. The other side of the ratios."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from diffpolicy_rl.agents.reinflow import ReinFlow
+from diffpolicy_rl.nets.mlp import DenoisingMLP
+from diffpolicy_rl.policies.std import LearnedStd
+
+Batch = dict[str, Tensor]
+
+
+class TextbookNet(nn.Module):
+    """The velocity field over the concatenation of noisy chunk, time embedding and observation."""
+
+    def __init__(self, net: DenoisingMLP) -> None:
+        super().__init__()
+        self.time, self.trunk = copy.deepcopy(net.time), copy.deepcopy(net.trunk)
+        weight = torch.cat([net.action_in.weight, net.time_in.weight, net.cond_in.weight], dim=1).detach()
+        self.first = nn.Linear(weight.shape[1], weight.shape[0])
+        self.first.load_state_dict({"weight": weight, "bias": net.action_in.bias.detach()})
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Velocity (B, H, D) at chunks (B, H, D), times (B,) and observations (B, O)."""
+        features = torch.cat([x.flatten(1), self.time(t), cond], dim=1)
+        return self.trunk(self.first(features)).view(x.shape)
+
+
+class TextbookReinFlow:
+    """Sampling and update of a ReinFlow agent whose weights it copies.
+
+    Args:
+        agent: the agent; its policy is a clipped rectified flow.
+    """
+
+    def __init__(self, agent: ReinFlow) -> None:
+        policy = agent.policy
+        assert isinstance(policy.net, DenoisingMLP)
+        assert isinstance(policy.std_rule, LearnedStd)
+        self.config, self.steps, self.action_shape = agent.config, policy.steps, policy.action_shape
+        self.normalizer = copy.deepcopy(policy.obs_normalizer)
+        self.net, self.noise_net = TextbookNet(policy.net), copy.deepcopy(policy.std_rule.net)
+        self.low, self.high = policy.std_rule.low, policy.std_rule.high.item()
+        self.critic = copy.deepcopy(agent.critic)
+        self.actor_optimizer = torch.optim.Adam([*self.net.parameters(), *self.noise_net.parameters()], agent.config.lr)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), agent.config.critic_lr)
+
+    def move(self, x: Tensor, k: int, cond: Tensor) -> Normal:
+        """Distribution of the state after move k, from states (B, H, D)."""
+        t = torch.full((len(x),), k / self.steps)
+        mean = (x + self.net(x, t, cond) / self.steps).clamp(-1, 1)
+        squashed = (1 + torch.tanh(self.noise_net(t[:1], cond)[:, 0])) / 2
+        return Normal(mean, self.low * (self.high / self.low) ** squashed)
+
+    @torch.no_grad()
+    def sample_chain(self, obs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Chain (B, K+1, H, D) and log-densities (B, K, H, D) for unit noise (B, K+1, H, D)."""
+        cond = self.normalizer(obs)
+        states, log_probs = [unit[:, 0]], []
+        for k in range(self.steps):
+            move = self.move(states[-1], k, cond)
+            states.append(move.mean + move.stddev * unit[:, k + 1].clamp(-3, 3))
+            log_probs.append(move.log_prob(states[-1]))
+        return torch.stack(states, dim=1), torch.stack(log_probs, dim=1)
+
+    def policy_loss(self, batch: Batch) -> Tensor:
+        """PPO's clipped loss over a minibatch; one PPO sample is a chain, its log-density the mean of its elements."""
+        cond, chain = self.normalizer(batch["obs"]), batch["chain"]
+        log_probs = [self.move(chain[:, k], k, cond).log_prob(chain[:, k + 1]) for k in range(self.steps)]
+        log_prob = torch.stack(log_probs, dim=1).flatten(1).mean(dim=1)
+        ratio = torch.exp(log_prob - batch["log_prob"].squeeze(1))
+        advantage = batch["advantage"]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        clipped = torch.clamp(ratio, 1 - self.config.clip, 1 + self.config.clip)
+        return -torch.min(advantage * ratio, advantage * clipped).mean()
+
+    def update(self, batch: Batch) -> list[float]:
+        """Epochs of minibatches over a prepared rollout (advantages and returns are given); returns the losses."""
+        losses, rows = [], len(batch["obs"])
+        for _ in range(self.config.epochs):
+            for indices in torch.randperm(rows).split(min(self.config.minibatch, rows)):
+                minibatch = {name: field[indices] for name, field in batch.items()}
+                loss = self.policy_loss(minibatch)
+                self._descend(self.actor_optimizer, loss)
+                values = self.critic(self.normalizer(minibatch["obs"]))
+                value_loss = 0.5 * (values - minibatch["returns"]).square().mean()
+                self._descend(self.critic_optimizer, value_loss)
+                losses += [loss.item(), value_loss.item()]
+        return losses
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
+        optimizer.step()
