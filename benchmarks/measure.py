@@ -1,6 +1,5 @@
 """Fair timing: both sides of a ratio in one run, taking turns, beside the rate of a plain matrix product."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -50,8 +49,3 @@ def gemm_rates(threads: int, repeats: int) -> Figures:
         seconds = take_turns({"ours": products, "plain": with_plain_fp32(products)}, repeats)
     work = 20 * 2 * 1000 * 512 * 512 / 1e9
     return {f"gemm_gflops_{name}": work / value for name, value in seconds.items()}
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured with."""
-    return {"system": platform.platform(), "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

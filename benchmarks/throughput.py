@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 
 from benchmarks import env_stepping
-from benchmarks.measure import Figures, gemm_rates, machine, take_turns, with_plain_fp32
+from benchmarks.measure import Figures, gemm_rates, take_turns, with_plain_fp32
 from benchmarks.textbook import TextbookReinFlow
 from diffpolicy_rl import cli
 from diffpolicy_rl.agents.reinflow import ReinFlow
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.training.build import build_env, build_policy, phases_of, spec_of
+from diffpolicy_rl.training.build import build_env, build_policy, spec_of
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
 from diffpolicy_rl.training.phase import Phase
+from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
 
 _USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|all [key=value ...]"
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(ThroughputConfig, argv, _USAGE, "part")
     parts = list(PARTS) if config.part == "all" else [config.part]
     use_fast_fp32()
-    report: dict[str, Any] = {"settings": asdict(config), "machine": machine()}
+    report: dict[str, Any] = {"settings": asdict(config), "machine": machine(), "versions": versions()}
     report |= gemm_rates(config.threads, config.repeats)
     for part in parts:
         report[part] = PARTS[part](config)
@@ -168,8 +169,6 @@ def _phase(config: ThroughputConfig) -> Phase:
     words += [f"budget.decisions={config.decisions}", f"threads={config.threads}"]
     words += [f"agent.minibatch={config.batch}", f"agent.epochs={config.epochs}"]
     (run,) = compose(words, sweep=False)
-    if "online" not in phases_of(run):
-        raise UserError(f"agent={config.agent} does not learn online; there is no throughput to measure")
     env = build_env(run, config.num_envs)
     spec = spec_of(env)
     cloning = Phase(run, "bc", build_policy(run.policy, spec, run.seed), env, spec)

@@ -66,10 +66,21 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         "command": shlex.join(["python", "-m", "diffpolicy_rl.train", *sys.argv[1:]]),
         "commit": _commit(),
         "seed": config.seed,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "machine": {"system": platform.platform(), "processor": _processor(), "cores": available_cores()},
+        "versions": versions(),
+        "machine": machine(),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2))
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of what figures depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured on."""
+    system = f"{platform.system()} {platform.machine()}"
+    return {"system": system, "processor": _processor(), "cores": available_cores()}
 
 
 def checkpoint_state(config: TrainConfig, spec: Spec) -> State:

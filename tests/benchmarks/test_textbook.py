@@ -1,0 +1,62 @@
+"""The two sides of the sampling and update ratios do the same work."""
+
+import pytest
+import torch
+
+from benchmarks.textbook import TextbookReinFlow
+from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.policies.flow import RectifiedFlow
+
+ROWS = 64
+
+
+@pytest.fixture
+def sides(make_policy):
+    policy = make_policy(RectifiedFlow(), 4, execute=4)
+    policy.obs_normalizer.fit(torch.randn(50, 3), "z_score")
+    config = ReinFlowConfig(critic_hidden=(16, 16, 16), std_hidden=(16,), minibatch=32, epochs=2, lr=1e-3)
+    agent = ReinFlow(policy, config, iterations=10, seed=0)
+    return agent, TextbookReinFlow(agent)
+
+
+def rollout(agent, obs):
+    chain, log_prob = agent.policy.sample_chain(obs, generator=torch.Generator().manual_seed(1))
+    batch = {"obs": obs, "chain": chain.states, "log_prob": log_prob.flatten(1).mean(1, keepdim=True)}
+    return batch | {"advantage": torch.randn(ROWS), "returns": torch.randn(ROWS)}, log_prob
+
+
+def test_chains_and_densities_agree(sides):
+    agent, textbook = sides
+    obs = torch.randn(ROWS, 3)
+    batch, log_prob = rollout(agent, obs)
+    unit = torch.randn(ROWS, 5, 4, 2, generator=torch.Generator().manual_seed(1))
+    states, theirs = textbook.sample_chain(obs, unit)
+    torch.testing.assert_close(states, batch["chain"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs, log_prob, atol=1e-5, rtol=0)
+
+
+def test_losses_and_gradients_agree_away_from_the_first_step(sides):
+    agent, textbook = sides
+    batch, _ = rollout(agent, torch.randn(ROWS, 3))
+    batch["log_prob"] = batch["log_prob"] + 0.02 * torch.randn(ROWS, 1)  # some ratios are clipped
+    ours, _ = agent._policy_loss(batch)
+    theirs = textbook.policy_loss(batch)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    ours.backward()
+    theirs.backward()
+    net = agent.policy.net
+    first = torch.cat([net.action_in.weight.grad, net.time_in.weight.grad, net.cond_in.weight.grad], dim=1)
+    torch.testing.assert_close(first, textbook.net.first.weight.grad, atol=1e-6, rtol=1e-4)
+    for a, b in zip(net.trunk.parameters(), textbook.net.trunk.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+    for a, b in zip(agent.policy.std_rule.net.parameters(), textbook.noise_net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+    assert first.abs().max() > 1e-4
+
+
+def test_an_update_makes_the_same_number_of_steps(sides):
+    agent, textbook = sides
+    batch, _ = rollout(agent, torch.randn(ROWS, 3))
+    before = [parameter.clone() for parameter in textbook.net.parameters()]
+    assert len(textbook.update(batch)) == 2 * 2 * ROWS // 32
+    assert all(not torch.equal(a, b) for a, b in zip(before, textbook.net.parameters(), strict=True))
