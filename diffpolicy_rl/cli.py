@@ -1,6 +1,7 @@
 """What the entry points share: typed settings from ``key=value`` words, help texts, and one-sentence errors."""
 
 import dataclasses
+import errno
 import re
 import sys
 import types
@@ -12,6 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from diffpolicy_rl.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def field_docs(config: type) -> dict[str, str]:
@@ -128,11 +131,19 @@ def help_text(config: type, usage: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Call an entry point with the command line; a UserError becomes one sentence on stderr and exit status 2."""
+    """Call an entry point with the command line.
+
+    A UserError, or a file system that refuses, becomes one sentence on stderr and exit status 2.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _FILE_SYSTEM:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,8 +1,9 @@
 """Collect demonstrations: ``python -m diffpolicy_rl.collect expert=sac-hopper episodes=40 out=demos.hdf5``."""
 
 import dataclasses
+import functools
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +63,15 @@ def main(argv: Sequence[str]) -> None:
     if out.exists():
         raise UserError(f"{out} exists already; choose another name or delete it")
     from diffpolicy_rl.data.d4rl import write
+    from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.threads import use_fast_fp32
 
     use_fast_fp32()
     env, policy = _players(config)
-    transitions = collect(policy, env, config.episodes, config.seed, config.action_noise)
+    with Console() as console:
+        console.begin("episodes", 0, config.episodes)
+        show = functools.partial(console.advance, note="")
+        transitions = collect(policy, env, config.episodes, config.seed, config.action_noise, show)
     write(out, _described(transitions, config, argv, env.spec_id))
     returns = transitions.returns()
     print(
@@ -99,7 +104,14 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     return env, load_expert(fetch_expert(config.expert), obs_dim, space, config.stochastic)
 
 
-def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, action_noise: float) -> "Transitions":
+def collect(
+    policy: "DeployedPolicy",
+    env: "VecEnv",
+    episodes: int,
+    seed: int,
+    action_noise: float,
+    progress: Callable[[int], None] = lambda collected: None,
+) -> "Transitions":
     """Play episodes action by action and keep exactly the executed transitions.
 
     Each of the N envs contributes its first episodes, ceil or floor of episodes / N, never the quickest ones.
@@ -110,6 +122,7 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
         episodes: how many.
         seed: of resets, of the policy's noise, and of the action noise.
         action_noise: std of Gaussian noise on every action, in env units; the stored action is the one executed.
+        progress: called with the number of episodes kept, after every step.
     """
     import torch
 
@@ -123,7 +136,7 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
     driver, disturbance = Driver(policy, env, seed), EpisodeStreams(_ACTION_NOISE, seed, env.num_envs)
     obs, _ = env.reset(seed=seed)
     with torch_threads(1), torch.inference_mode():
-        while not record.complete:
+        while record.collected < episodes:
             action = driver.act(obs)
             if action_noise:
                 action = action + action_noise * disturbance.normal(action.shape[1:])
@@ -135,6 +148,7 @@ def collect(policy: "DeployedPolicy", env: "VecEnv", episodes: int, seed: int, a
             for stateful in (driver, disturbance):
                 stateful.reset(terminated | truncated)
             obs = after
+            progress(record.collected)
     return record.transitions()
 
 
@@ -146,8 +160,9 @@ class _Record:
         self._quota, self._ended = quota, [0] * num_envs
 
     @property
-    def complete(self) -> bool:
-        return all(ended >= quota for ended, quota in zip(self._ended, self._quota, strict=True))
+    def collected(self) -> int:
+        """Episodes that count so far."""
+        return sum(map(min, self._ended, self._quota))
 
     def add(self, *step: "Tensor") -> None:
         """Take in observations, actions, rewards, terminated and truncated flags of all envs."""

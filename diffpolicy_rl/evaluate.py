@@ -1,5 +1,6 @@
 """Evaluate a run: ``python -m diffpolicy_rl.evaluate runs/<run>``."""
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -46,9 +47,8 @@ def main(argv: Sequence[str]) -> None:
     env = build_env(read_config(folder, config.trust), min(MAX_ENVS, config.episodes))
     with Console() as console:
         console.begin("episodes", 0, math.ceil(config.episodes / env.num_envs) * env.num_envs)
-        result = evaluate_policy(
-            policy, env, config.episodes, config.seed, lambda finished: console.advance(finished, "")
-        )
+        show = functools.partial(console.advance, note="")
+        result = evaluate_policy(policy, env, config.episodes, config.seed, show)
     out = Path(config.out) if config.out else folder / f"evaluation-{config.which}-s{config.seed}.json"
     write_text(out, json.dumps({"which": config.which} | result, indent=2))
     print(f"{describe(result)}; wrote {out}")

@@ -124,7 +124,11 @@ def train(config: "TrainConfig", resumed: bool = False) -> dict[str, Any]:
         sys.exit(stop.exit_status)
     plot_curve(folder)
     if config.video:
-        print(record_video(folder / "video.mp4", trainer.phase.agent.deploy(), build_env(config, 1), config.seed))
+        print(
+            record_video(
+                folder / "video.mp4", trainer.phase.agent.deploy(), build_env(config, 1, render=True), config.seed
+            )
+        )
     for name in ("base", "final", "best"):
         if summary[name]:
             print(f"{name:5}  {describe(summary[name])}")

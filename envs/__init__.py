@@ -2,3 +2,11 @@
 
 ``make.py`` builds an environment by id; importing this package alone loads neither torch nor a simulator.
 """
+
+import ctypes.util
+import os
+import sys
+
+# MuJoCo chooses its OpenGL when it is imported, and without a display its own choice cannot render.
+if sys.platform == "linux" and not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")

@@ -161,9 +161,9 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         if mask is None:
             return torch.ones(self.num_envs, dtype=torch.bool)
         if mask.shape != (self.num_envs,) or mask.dtype != torch.bool:
-            raise UserError(f"{self.spec_id}: the reset mask must be bool with shape ({self.num_envs},).")
+            raise UserError(f"{self.spec_id}: the reset mask must be bool with shape ({self.num_envs},)")
         if not self._started and not mask.all():
-            raise UserError(f"{self.spec_id}: the first reset must cover all rows; call reset() without a mask first.")
+            raise UserError(f"{self.spec_id}: the first reset must cover all rows; call reset() without a mask first")
         return mask.cpu()
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -199,19 +199,19 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
     def _checked(self, action: Tensor) -> Tensor:
         """The action as float64 on the CPU, inside the Box."""
         if not self._started:
-            raise UserError(f"{self.spec_id}: no episode was started; call reset() before step().")
+            raise UserError(f"{self.spec_id}: no episode was started; call reset() before step()")
         shape = (self.num_envs, self.chunk, len(self._low))
         if tuple(action.shape) != shape:
-            raise UserError(f"{self.spec_id}: the action has shape {tuple(action.shape)}, but (N, A, D) is {shape}.")
+            raise UserError(f"{self.spec_id}: the action has shape {tuple(action.shape)}, but (N, A, D) is {shape}")
         action = action.detach().to("cpu", torch.float64)
         if not torch.isfinite(action).all():
-            raise UserError(f"{self.spec_id}: the action of row {_first_bad(action)} is not finite; check the policy.")
+            raise UserError(f"{self.spec_id}: the action of row {_first_bad(action)} is not finite; check the policy")
         return action.clamp(self._low, self._high)
 
     def _check_finite(self, final: Tensor, rewards: Tensor) -> None:
         for name, value in (("observation", final), ("reward", rewards)):
             if not torch.isfinite(value).all():
-                raise PhysicsError(f"{self.spec_id}: the {name} of row {_first_bad(value)} is not finite; reset it.")
+                raise PhysicsError(f"{self.spec_id}: the {name} of row {_first_bad(value)} is not finite; reset it")
 
     def _begin(self, rows: Tensor, first_obs: Tensor, window: Tensor) -> None:
         """Count a new episode in ``rows`` and fill their history with its first observation."""
@@ -248,10 +248,10 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         """
         for name in ("spec_id", "backend"):
             if state[name] != getattr(self, name):
-                raise UserError(f"{self.spec_id}: the saved {name} is {state[name]!r}, not {getattr(self, name)!r}.")
+                raise UserError(f"{self.spec_id}: the saved {name} is {state[name]!r}, not {getattr(self, name)!r}")
         if state["window"].shape != self._window.shape:
             shapes = f"{tuple(state['window'].shape)}, not {tuple(self._window.shape)}"
-            raise UserError(f"{self.spec_id}: the saved (N, To, O) is {shapes}; use the num_envs and history it had.")
+            raise UserError(f"{self.spec_id}: the saved (N, To, O) is {shapes}; use the num_envs and history it had")
         self._seed, self._started = int(state["seed"]), True
         self._episode.copy_(state["episode"])
         self._elapsed.copy_(state["elapsed"])
@@ -261,7 +261,7 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
 def require_positive(spec_id: str, name: str, value: int) -> None:
     """Raise UserError, naming the setting, if ``value`` is below 1."""
     if value < 1:
-        raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1.")
+        raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1")
 
 
 def _first_bad(value: Tensor) -> int:

@@ -103,10 +103,10 @@ class BatchEnv(ChunkedVecEnv):
         try:
             self._batch.step(live, nstep=self.task.frame_skip)
         except SimulationError as error:
-            raise PhysicsError(f"{self.spec_id}: {error}; reset these rows.") from error
+            raise PhysicsError(f"{self.spec_id}: {error}; reset these rows") from error
         diverged = self._batch.warning[:, _DIVERGED].any(axis=(1, 2))
         if diverged.any():
-            raise PhysicsError(f"{self.spec_id}: the physics of row {diverged.argmax()} diverged; reset it.")
+            raise PhysicsError(f"{self.spec_id}: the physics of row {diverged.argmax()} diverged; reset it")
 
     def _restart(self, rows: Tensor) -> Tensor:
         if rows.any():
@@ -147,7 +147,7 @@ class BatchEnv(ChunkedVecEnv):
                 raise UserError(f"{self.spec_id}: there is no state field {name!r}; {did_you_mean(name, known)}")
             shape = (int(rows.sum()), *known[name].shape[1:])
             if tuple(value.shape) != shape:
-                raise UserError(f"{self.spec_id}: {name} has shape {tuple(value.shape)}, but {shape} is needed.")
+                raise UserError(f"{self.spec_id}: {name} has shape {tuple(value.shape)}, but {shape} is needed")
         kept = {name: value[rows] for name, value in known.items()}
         self._write(rows, kept | fields)
         now = self.task.observe(self._physics).to(self.dtype)[:, None]

@@ -87,7 +87,7 @@ class RowEnv:
     def render(self) -> NDArray[np.uint8]:
         """RGB frame (height, width, 3) uint8; raises UserError if the environment gives none."""
         if self._env.render_mode != "rgb_array":
-            raise UserError(f"{self._env_id} cannot be rendered; make it with render_mode='rgb_array'.")
+            raise UserError(f"{self._env_id} cannot be rendered; make it with render_mode='rgb_array'")
         try:
             return cast(NDArray[np.uint8], self._env.render())
         except Exception as error:  # a simulator's display may fail in any way
@@ -102,10 +102,10 @@ def _facts(env_id: str, env: gymnasium.Env) -> Facts:
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name), Box):
             kind = type(getattr(env, name)).__name__
-            raise UserError(f"{env_id}: its {name} is a {kind}, but only a Box is supported; wrap the environment.")
+            raise UserError(f"{env_id}: its {name} is a {kind}, but only a Box is supported; wrap the environment")
     limit = env.spec.max_episode_steps if env.spec else None
     if limit is None:
-        raise UserError(f"{env_id} has no time limit; pass max_episode_steps=.")
+        raise UserError(f"{env_id} has no time limit; set max_episode_steps (env.options.max_episode_steps= in train)")
     return Facts(int(np.prod(env.observation_space.shape)), flatten_space(env.action_space), limit)  # pyright: ignore
 
 

@@ -28,6 +28,7 @@ def make_env(
     history: int = 1,
     threads: int | None = None,
     dtype: torch.dtype = torch.float32,
+    render: bool = False,
     **settings: Any,
 ) -> ChunkedVecEnv:
     """N copies of a task that execute action chunks; the contract is ``diffpolicy_rl.types.VecEnv``.
@@ -43,6 +44,7 @@ def make_env(
         history: To, observations per returned stack.
         threads: physics threads of "batch", worker processes of "workers"; by default as many as torch uses.
         dtype: floating type of what is returned.
+        render: whether frames will be asked for; Gymnasium must know beforehand.
         **settings: the task's own settings, or keyword arguments of ``gymnasium.make``.
 
     Raises:
@@ -51,10 +53,12 @@ def make_env(
     options = EnvOptions(num_envs=num_envs, chunk=chunk, device=device, seed=seed, history=history, dtype=dtype)
     backend = backend or ("batch" if env_id in TASKS else "gymnasium")
     if backend not in BACKENDS:
-        raise UserError(f"There is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
+        raise UserError(f"there is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     _check_id(env_id, TASKS if backend == "batch" else gymnasium.registry, backend)
     if backend == "batch":
         return BatchEnv(env_id, TASKS[env_id].from_settings(env_id, settings), threads=threads, **options)
+    if render:
+        settings["render_mode"] = "rgb_array"
     if backend == "workers":
         return WorkersEnv(env_id, settings, workers=threads, **options)
     return GymnasiumEnv(env_id, settings, **options)
@@ -65,4 +69,4 @@ def _check_id(env_id: str, available: Iterable[str], backend: str) -> None:
         return
     # Gymnasium knows a hundred names: list ours unless one of them is close.
     close = difflib.get_close_matches(env_id, {*TASKS, *available}, n=1)
-    raise UserError(f"The {backend} backend has no environment {env_id!r}; {did_you_mean(env_id, close or TASKS)}")
+    raise UserError(f"the {backend} backend has no environment {env_id!r}; {did_you_mean(env_id, close or TASKS)}")

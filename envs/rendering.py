@@ -22,7 +22,7 @@ def open_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
     """
     problem = _opengl_problem()
     if problem:
-        raise UserError(f"Nothing can be rendered ({problem}); set MUJOCO_GL=egl, or osmesa, before starting.")
+        raise UserError(f"nothing can be rendered ({problem}); install libEGL, or set MUJOCO_GL=osmesa before starting")
     return mujoco.Renderer(model, _HEIGHT, _WIDTH)
 
 

@@ -100,7 +100,7 @@ class WorkersEnv(ForeignEnv):
         worker.attach(self._memory, self._row_type)
         worker.send("restart")
         if not worker.wait():
-            raise UserError(f"{self.spec_id}: a worker crashed again on reset; try backend='gymnasium' to see why.")
+            raise UserError(f"{self.spec_id}: a worker crashed again on reset; try backend='gymnasium' to see why")
 
     def _truncate(self, rows: slice) -> None:
         """Write what a lost chunk comes back as, and ask for new episodes."""
@@ -111,7 +111,7 @@ class WorkersEnv(ForeignEnv):
 
     def render(self) -> NoReturn:
         """Refuse: frames are large, and rendering is for looking at one environment."""
-        raise UserError(f"{self.spec_id} cannot be rendered from workers; use backend='gymnasium'.")
+        raise UserError(f"{self.spec_id} cannot be rendered from workers; use backend='gymnasium'")
 
     def close_extras(self) -> None:
         """Stop the workers and free the shared memory."""
@@ -153,7 +153,7 @@ class _Worker:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            answer = UserError(f"{self._env_id}: a worker crashed on start; try backend='gymnasium' to see why.")
+            answer = UserError(f"{self._env_id}: a worker crashed on start; try backend='gymnasium' to see why")
         if isinstance(answer, UserError):
             raise answer
         return answer

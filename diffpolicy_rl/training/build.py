@@ -28,15 +28,16 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device={name} is not available on this machine; use device=auto or device=cpu") from None
 
 
-def build_env(config: TrainConfig, num_envs: int) -> VecEnv:
-    """N copies of the run's task, stepped by the chunks its policy executes."""
+def build_env(config: TrainConfig, num_envs: int, render: bool = False) -> VecEnv:
+    """N copies of the run's task, stepped by the chunks its policy executes; workers cannot render."""
     env = config.env
     return make_env(
         env.id,
         num_envs=num_envs,
         chunk=config.policy.execute,
         device=str(pick_device(config.device)),
-        backend=env.backend,
+        backend="gymnasium" if render and env.backend == "workers" else env.backend,
+        render=render,
         history=env.history,
         threads=config.threads,
         seed=config.seed,

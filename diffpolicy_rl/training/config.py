@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffpolicy_rl.cli import build, convert
-from diffpolicy_rl.errors import UserError, did_you_mean
+from diffpolicy_rl.errors import UserError, did_you_mean, require_positive
 
 Component = dict[str, Any]
 """A class by name under ``_target_``, and its arguments."""
@@ -72,6 +72,10 @@ class PolicyConfig:
     obs_norm: Literal["min_max", "z_score"] = "min_max"
     action_norm: Literal["min_max", "z_score"] = "min_max"
 
+    def __post_init__(self) -> None:
+        """Refuse a policy of no steps or no actions."""
+        require_positive(steps=self.steps, horizon=self.horizon, execute=self.execute)
+
 
 @dataclass(frozen=True)
 class BudgetConfig:
@@ -91,9 +95,13 @@ class BudgetConfig:
     env_steps: int = 400_000
     decisions: int = 100
     bc_eval_every: int = 1000
-    eval_every: int = 8
+    eval_every: int = 5
     eval_episodes: int = 40
     final_episodes: int = 80
+
+    def __post_init__(self) -> None:
+        """Refuse a budget of nothing."""
+        require_positive(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)

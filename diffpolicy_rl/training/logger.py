@@ -120,7 +120,7 @@ class Console:
         if not self._terminal and (now - self._printed >= _PLAIN_SECONDS or done == self._total):
             self._printed = now
             eta = (now - self._begun) / max(done - self._start, 1) * (self._total - done)
-            print(f"{self._name} {done}/{self._total}  ETA {eta:.0f} s  {note}", flush=True)
+            print(f"{self._name} {done}/{self._total}  ETA {eta:.0f} s  {note}".rstrip(), flush=True)
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

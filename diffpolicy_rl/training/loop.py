@@ -200,6 +200,8 @@ class Trainer:
         self.phase.load_state_dict(saved)
         self.iteration, self.earlier_gradient_steps = saved["total_iterations"], saved["earlier_gradient_steps"]
         self.seconds, self.results = saved["seconds"], saved["results"]
+        if self.phase.rollout is not None and self.env.restarted_on_load:
+            print(f"the state of {self.spec.env_id} cannot be saved, so its episodes start anew", flush=True)
 
     def _refuse_nan(self, metrics: dict[str, float]) -> None:
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]

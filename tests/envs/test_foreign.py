@@ -162,7 +162,7 @@ def test_workers_end_with_a_killed_parent():
     ("name", "message"),
     [
         ("ToyDict-v0", "observation_space is a Dict, but only a Box is supported"),
-        ("ToyEndless-v0", "has no time limit; pass max_episode_steps="),
+        ("ToyEndless-v0", "has no time limit; set max_episode_steps"),
         ("ToyCountre-v0", "cannot be made"),
     ],
 )

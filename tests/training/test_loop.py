@@ -2,13 +2,14 @@ import json
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from diffpolicy_rl import collect, evaluate, load, train
 from diffpolicy_rl.agents.reinflow import ReinFlow
-from diffpolicy_rl.data.d4rl import read
+from diffpolicy_rl.data.d4rl import Transitions, read, write
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.training.config import resolve, to_plain
@@ -171,6 +172,23 @@ def test_history_goes_through_training_evaluation_and_collection(tmp_path):
     assert again["returns"] == summary["final"]["returns"]
     collect.main([str(tmp_path / "run"), "episodes=3", f"out={tmp_path / 'demos.hdf5'}"])
     assert read(tmp_path / "demos.hdf5").observations.shape[1] == 11
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "workers"])
+def test_an_env_of_one_s_own_trains_and_resumes(tmp_path, capsys, backend):
+    """What a foreign simulator was in the middle of cannot be saved: a resumed run starts its episodes anew."""
+    rng = np.random.default_rng(0)
+    steps, flags = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 6 == 5
+    write(tmp_path / "own.hdf5", Transitions(steps[:, :2], steps[:, 2:], steps[:, 0], np.zeros(60, bool), flags))
+    env = {"id": "tests.envs.toy_envs:ToyCounter-v0", "num_envs": 3, "backend": backend}
+    config = tiny(tmp_path / "run", env=env, data={"path": str(tmp_path / "own.hdf5")}, iterations=5)
+    train.train(config)
+    train.main([f"resume={tmp_path / 'run'}", "trust=tests.envs.toy_envs"])
+    assert "cannot be saved, so its episodes start anew" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["iterations"] == 7
+    assert max(summary["final"]["lengths"]) <= 6
+    assert 0 <= summary["final"]["success"] <= 1
 
 
 def test_base_of_another_task_is_one_sentence(run, tmp_path):
