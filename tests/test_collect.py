@@ -148,7 +148,8 @@ def test_same_command_same_file(expert, tmp_path, monkeypatch, capsys):
         words = f"expert=../expert.zip env=Hopper-v5 episodes=5 num_envs=2 out=o.hdf5 seed={seed}".split()
         collect.main(words)
         contents.append(Path("o.hdf5").read_bytes())
-        assert re.fullmatch(r"wrote o\.hdf5: 5 episodes, \d+ transitions, return .* MB", capsys.readouterr().out.splitlines()[-1])
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert re.fullmatch(r"wrote o\.hdf5: 5 episodes, \d+ transitions, return .* MB", said)
     assert contents[0] == contents[1] != contents[2]
     attributes = read(Path("o.hdf5")).attributes
     assert attributes["command"] == "python -m diffpolicy_rl.collect " + " ".join(words)
