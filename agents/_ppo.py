@@ -5,6 +5,7 @@ differ in the noise of the moves (the policy's StdRule) and in what counts as on
 move of it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, set_lr
-from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.experience.returns import RewardScaler, chunk_rewards, gae
 from diffpolicy_rl.nets.critics import ValueNet
@@ -31,7 +32,7 @@ class PPOConfig:
         gamma: discount per env step (0.9975 is 0.99 per chunk of four).
         lam: GAE's trace parameter, per decision.
         epochs: passes over a rollout.
-        minibatch: decisions per gradient step.
+        minibatch: decisions per gradient step, at most; a rollout is split evenly.
         lr: the policy's learning rate at the start.
         final_lr: the policy's learning rate at the end of the cosine.
         critic_lr: the critic's learning rate.
@@ -61,7 +62,11 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
-        require_positive(epochs=self.epochs, minibatch=self.minibatch, max_grad_norm=self.max_grad_norm)
+        require_positive(epochs=self.epochs, lr=self.lr, critic_lr=self.critic_lr, max_grad_norm=self.max_grad_norm)
+        if self.minibatch < 2:
+            raise UserError(f"minibatch={self.minibatch}, but advantages are normalised over at least 2")
+        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise UserError(f"gamma={self.gamma} and lam={self.lam} must lie in (0, 1] and [0, 1]")
 
 
 def reduce_log_prob(log_prob: Tensor, reduction: str) -> Tensor:
@@ -122,7 +127,7 @@ class ChainPPO(BaseAgent):
 
     def update(self, buffer: RolloutBuffer) -> Mapping[str, Tensor]:
         """Epochs of minibatches over one rollout."""
-        batch = self._prepare(buffer)
+        batch, lr = self._prepare(buffer), self._lr()
         history: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             history += [self._gradient_step(minibatch) for minibatch in self._minibatches(batch)]
@@ -133,7 +138,7 @@ class ChainPPO(BaseAgent):
         metrics = {name: torch.stack([step[name] for step in history]).mean() for name in history[0]}
         metrics["ppo/first_ratio_error"] = history[0]["ppo/ratio_error"]
         explained = 1 - (batch["returns"] - batch["value"]).var() / batch["returns"].var().clamp(min=1e-8)
-        return metrics | {"critic/explained_variance": explained, "ppo/lr": torch.tensor(self._lr())}
+        return metrics | {"critic/explained_variance": explained, "ppo/lr": torch.tensor(lr)}
 
     def _to_env(self, chunk: Tensor) -> Tensor:
         return self.policy.action_normalizer.inverse(chunk[:, : self.chunk])
@@ -162,20 +167,20 @@ class ChainPPO(BaseAgent):
     def _minibatches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         rows = len(batch["obs"])
         order = torch.randperm(rows, generator=self.generator)
-        for indices in order.split(min(self.config.minibatch, rows)):
+        for indices in order.tensor_split(math.ceil(rows / self.config.minibatch)):
             yield {name: field[indices] for name, field in batch.items()}
 
     def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, metrics = self.config, {}
         if self.updates >= config.critic_warmup:
             loss, metrics = self._policy_loss(batch)
-            self._descend(self.actor_optimizer, loss)
+            metrics["ppo/grad_norm"] = self._descend(self.actor_optimizer, loss)
             self.gradient_steps += 1
         else:
             metrics = {"ppo/kl": torch.zeros(()), "ppo/ratio_error": torch.zeros(())}
         value_loss = 0.5 * (self.value(batch["obs"]) - batch["returns"]).square().mean()
-        self._descend(self.critic_optimizer, value_loss)
-        return metrics | {"critic/loss": value_loss.detach()}
+        grad_norm = self._descend(self.critic_optimizer, value_loss)
+        return metrics | {"critic/loss": value_loss.detach(), "critic/grad_norm": grad_norm}
 
     def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
@@ -184,19 +189,22 @@ class ChainPPO(BaseAgent):
         ratio = log_ratio.exp()
         advantage = batch["advantage"]
         advantage = ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).unsqueeze(1)
-        loss = clipped_surrogate(ratio, advantage, config.clip).mean() - config.entropy * entropy.mean()
+        entropy = entropy[:, :, : self.chunk].mean()
+        loss = clipped_surrogate(ratio, advantage, config.clip).mean() - config.entropy * entropy
         with torch.no_grad():
             metrics = {
                 "ppo/loss": loss,
                 "ppo/kl": (ratio - 1 - log_ratio).mean(),  # Schulman's k3 estimator
                 "ppo/clip_fraction": ((ratio - 1).abs() > config.clip).float().mean(),
                 "ppo/ratio_error": (ratio - 1).abs().max(),
-                "ppo/entropy": entropy.mean(),
+                "ppo/entropy": entropy,
             }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """One step; returns the gradient's norm, whose being infinite is what ruins weights under a finite loss."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
+        norm = clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
         optimizer.step()
+        return norm.detach()

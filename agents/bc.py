@@ -45,7 +45,7 @@ class BCConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
-        require_positive(batch=self.batch, steps=self.steps, ema_every=self.ema_every)
+        require_positive(lr=self.lr, batch=self.batch, steps=self.steps, ema_every=self.ema_every)
 
 
 class BC(BaseAgent):
@@ -69,22 +69,23 @@ class BC(BaseAgent):
 
     def update(self, buffer: Demonstrations) -> Mapping[str, Tensor]:
         """``config.steps`` gradient steps on random windows."""
-        losses = [self._gradient_step(buffer) for _ in range(self.config.steps)]
+        losses, norms = zip(*[self._gradient_step(buffer) for _ in range(self.config.steps)], strict=True)
         self.updates += 1
-        return {"bc/loss": torch.stack(losses).mean()}
+        return {"bc/loss": torch.stack(losses).mean(), "bc/grad_norm": torch.stack(norms).mean()}
 
-    def _gradient_step(self, buffer: Demonstrations) -> Tensor:
+    def _gradient_step(self, buffer: Demonstrations) -> tuple[Tensor, Tensor]:
+        """One step on one batch; returns loss and gradient norm."""
         config, horizon = self.config, self.iterations * self.config.steps
         set_lr(self.optimizer, cosine(self.gradient_steps / horizon, config.lr, config.final_lr))
         batch = buffer.sample(config.batch, self.generator)
         loss = self.online.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip_grad_norm_(self.online.parameters(), config.max_grad_norm, error_if_nonfinite=False)
+        norm = clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.gradient_steps += 1
         if self.gradient_steps % config.ema_every == 0:
             updates = self.gradient_steps // config.ema_every
             # A short memory at first, so that the average forgets the random initial weights.
             ema_update(self.policy, self.online, min(config.ema_decay, (1 + updates) / (10 + updates)))
-        return loss.detach()
+        return loss.detach(), norm.detach()

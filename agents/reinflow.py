@@ -12,6 +12,7 @@ import torch
 
 from diffpolicy_rl.agents._base import cosine
 from diffpolicy_rl.agents._ppo import ChainPPO, PPOConfig
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.policies.std import LearnedStd
 
@@ -33,6 +34,14 @@ class ReinFlowConfig(PPOConfig):
     std_hold: float = 0.35
     std_decay: float = 0.3
     std_hidden: tuple[int, ...] = (64, 64)
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are none."""
+        super().__post_init__()
+        if not 0 < self.std_low <= self.std_high:
+            raise UserError(f"std_low={self.std_low} and std_high={self.std_high} must be positive and in this order")
+        if not (0 <= self.std_hold < 1 and 0 <= self.std_decay <= 1):
+            raise UserError(f"std_hold={self.std_hold} and std_decay={self.std_decay} must lie in [0, 1) and [0, 1]")
 
 
 class ReinFlow(ChainPPO):

@@ -60,13 +60,12 @@ def main(argv: Sequence[str]) -> None:
     if config.episodes < 1:
         raise UserError(f"episodes={config.episodes} collects nothing; ask for at least 1")
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another name or delete it")
-    from diffpolicy_rl.data.d4rl import write
+    from diffpolicy_rl.data.d4rl import check_writable, write
     from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.threads import use_fast_fp32
 
     use_fast_fp32()
+    check_writable(out)
     env, policy = _players(config)
     with Console() as console:
         console.begin("episodes", 0, config.episodes)

@@ -34,17 +34,16 @@ class EvaluateConfig:
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     config = cli.parse(EvaluateConfig, argv, "python -m diffpolicy_rl.evaluate RUN [key=value ...]", "run")
-    from diffpolicy_rl.training.build import build_env
+    from diffpolicy_rl.training.build import build_env, pick_device
     from diffpolicy_rl.training.checkpoint import write_text
     from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
     from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.run import load, read_config
-    from diffpolicy_rl.training.threads import use_fast_fp32
 
-    use_fast_fp32()
     folder = Path(config.run)
-    policy = load(folder, config.which, config.trust)
-    env = build_env(read_config(folder, config.trust), min(MAX_ENVS, config.episodes))
+    settings = read_config(folder, config.trust)
+    policy = load(folder, config.which, config.trust, pick_device(settings.device))
+    env = build_env(settings, min(MAX_ENVS, config.episodes))
     with Console() as console:
         console.begin("episodes", 0, math.ceil(config.episodes / env.num_envs) * env.num_envs)
         show = functools.partial(console.advance, note="")

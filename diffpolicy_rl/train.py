@@ -14,6 +14,7 @@ from diffpolicy_rl.training.compose import GROUPS, compose, options
 
 if TYPE_CHECKING:
     from diffpolicy_rl.training.config import TrainConfig
+    from diffpolicy_rl.types import DeployedPolicy
 
 _USAGE = "python -m diffpolicy_rl.train [agent=NAME] [env=NAME] [data=FILE] [key=value ...]"
 _FLAGS = ("--cfg", "-c", "--multirun", "-m")
@@ -75,7 +76,10 @@ def start(argv: Sequence[str]) -> None:
         if flag not in _FLAGS:
             raise UserError(f"there is no option {flag}; {did_you_mean(flag, _FLAGS)}")
     words = [word for word in argv if word not in flags and not (show and word == "job")]
-    for config in compose(words, sweep="--multirun" in flags or "-m" in flags):
+    configs = compose(words, sweep="--multirun" in flags or "-m" in flags)
+    if len(configs) > 1 and configs[0].run_dir:
+        raise UserError("run_dir cannot be given to several runs; each makes its own folder under runs/")
+    for config in configs:
         if show:
             print(yaml.safe_dump(to_plain(config), sort_keys=False), end="")
         else:
@@ -99,41 +103,48 @@ def resume(argv: Sequence[str]) -> None:
 
 
 def train(config: "TrainConfig", resumed: bool = False) -> dict[str, Any]:
-    """Train, plot, film; returns the summary."""
-    from diffpolicy_rl.training.build import build_env
-    from diffpolicy_rl.training.evaluation import describe
+    """Train, report, plot, film; returns the summary."""
     from diffpolicy_rl.training.loop import Trainer
-    from diffpolicy_rl.training.plots import plot_curve, record_video
-    from diffpolicy_rl.training.run import adopt_base, write_config, write_manifest
+    from diffpolicy_rl.training.run import adopt_base, claim, write_config, write_manifest
     from diffpolicy_rl.training.signals import Interrupted
 
     if not resumed:
         config = adopt_base(config)
     folder = Path(config.run_dir or _default_folder(config))
-    if not resumed and (folder / "checkpoints").exists():
-        raise UserError(f"{folder} already holds a run; continue it with resume={folder}, or choose another run_dir")
     trainer = Trainer(config, folder, resumed)
-    if not resumed:
-        write_config(folder, config)
-        write_manifest(folder, config)
-    print(f"{'continuing' if resumed else 'writing to'} {folder}", flush=True)
-    try:
-        summary = trainer.run()
-    except Interrupted as stop:
-        print(f"stopped by a signal; continue with: python -m diffpolicy_rl.train resume={folder}", file=sys.stderr)
-        sys.exit(stop.exit_status)
-    plot_curve(folder)
-    if config.video:
-        print(
-            record_video(
-                folder / "video.mp4", trainer.phase.agent.deploy(), build_env(config, 1, render=True), config.seed
-            )
-        )
+    with claim(folder):
+        if not resumed:
+            _refuse_finished(folder)
+            write_config(folder, config)
+        write_manifest(folder, config, resumed)
+        print(f"{'continuing' if resumed else 'writing to'} {folder}", flush=True)
+        try:
+            summary = trainer.run()
+        except Interrupted as stop:
+            print(f"stopped by a signal; continue with: python -m diffpolicy_rl.train resume={folder}", file=sys.stderr)
+            sys.exit(stop.exit_status)
+        _report(config, folder, trainer.phase.agent.deploy(), summary)
+    return summary
+
+
+def _refuse_finished(folder: Path) -> None:
+    if (folder / "checkpoints").exists():
+        raise UserError(f"{folder} already holds a run; continue it with resume={folder}, or choose another run_dir")
+
+
+def _report(config: "TrainConfig", folder: Path, policy: "DeployedPolicy", summary: dict[str, Any]) -> None:
+    """Print what was reached; draw its curve and film its policy."""
+    from diffpolicy_rl.training.build import build_env
+    from diffpolicy_rl.training.evaluation import describe
+    from diffpolicy_rl.training.plots import plot_curve, record_video
+
     for name in ("base", "final", "best"):
         if summary[name]:
             print(f"{name:5}  {describe(summary[name])}")
-    print(f"wrote {folder} in {summary['wall_s']:.0f} s of work ({summary['env_steps']:,} env steps)")
-    return summary
+    plot_curve(folder)
+    if config.video:
+        print(record_video(folder / "video.mp4", policy, lambda: build_env(config, 1, render=True), config.seed))
+    print(f"wrote {folder} in {summary['wall_s']:.0f} s of work ({summary['env_steps']:,} env steps)", flush=True)
 
 
 def _default_folder(config: "TrainConfig") -> str:

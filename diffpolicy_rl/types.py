@@ -35,15 +35,11 @@ class Spec:
         env_id: the id that ``make_env`` takes.
         obs_shape: shape of one observation, (O,) or (To, O).
         action_dim: D.
-        action_low: lower bound of the action Box, D numbers.
-        action_high: upper bound of the action Box, D numbers.
     """
 
     env_id: str
     obs_shape: tuple[int, ...]
     action_dim: int
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
 
 
 class Chain(NamedTuple):
@@ -102,6 +98,10 @@ class VecEnv(Protocol):
 
     def step(self, action: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute a chunk (N, A, D) in env units."""
+        ...
+
+    def observation(self) -> Obs:
+        """The observation to act on next, as the last ``reset``, ``step`` or ``load_state_dict`` left it."""
         ...
 
     def state_dict(self) -> State:

@@ -52,7 +52,7 @@ EXPERTS = {f"{expert.algorithm}-{expert.task.lower()}": expert for expert in _AL
 
 def resolve(path: str) -> Path:
     """The file a data setting names: a path, or a packaged set by name."""
-    if Path(path).exists() or Path(path).suffix:
+    if Path(path).is_file() or Path(path).suffix:
         return Path(path)
     demos = Path(str(resources.files("diffpolicy_rl.data") / "demos"))
     packaged = {file.stem: file for file in demos.glob("*.hdf5")}

@@ -89,9 +89,8 @@ def read(path: Path) -> Transitions:
 
 def _read_array(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
     """One array as float32, refused unless it is a plain finite array of the right rank inside this very file."""
-    link = file.get(name, getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        raise UserError(f"{path}: {name} lies in another file; copy it into this one")
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink | None):
+        raise UserError(f"{path}: {name} is a link, perhaps to another file; copy what it leads to into this one")
     item = file.get(name)
     if item is None:
         raise UserError(f"{path} has no {name}; {did_you_mean(name, file.keys())}")
@@ -108,11 +107,18 @@ def _read_array(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
     return array
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError if a new file cannot be written there: better before the work than after it."""
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another name or delete it")
+    _replace(path, b"")
+    path.unlink()
+
+
 def write(path: Path, transitions: Transitions) -> None:
     """Write a file atomically, compressed; UserError if it exists already or cannot be written."""
     if path.exists():
         raise UserError(f"{path} exists already; choose another name or delete it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     returns = transitions.returns()
     attributes = {
         "format_version": FORMAT_VERSION,
@@ -129,10 +135,15 @@ def write(path: Path, transitions: Transitions) -> None:
         for name in _DIMENSIONS:
             array = getattr(transitions, name)
             file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
+    _replace(path, content.getbuffer())
+
+
+def _replace(path: Path, content: "bytes | memoryview") -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -15,6 +15,13 @@ from diffpolicy_rl.nets.embeddings import EMBEDDINGS
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
+def width_of(hidden: Sequence[int]) -> int:
+    """The width that a residual MLP's layers share; UserError if they do not, or are not odd in number."""
+    if len(set(hidden)) != 1 or len(hidden) % 2 == 0 or hidden[0] < 1:
+        raise UserError(f"hidden={list(hidden)}, but a residual MLP needs an odd number of equal widths")
+    return hidden[0]
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation block y = x + L2(act(L1(act(x))))."""
 
@@ -38,17 +45,16 @@ class ResidualTrunk(nn.Sequential):
     """
 
     def __init__(self, hidden: Sequence[int], out: int, activation: str) -> None:
-        if len(set(hidden)) != 1 or len(hidden) % 2 == 0:
-            raise UserError(f"hidden={list(hidden)}, but a residual MLP needs an odd number of equal widths")
-        blocks = [ResidualBlock(hidden[0], activation) for _ in range(len(hidden) // 2)]
-        super().__init__(*blocks, nn.Linear(hidden[0], out))
+        width = width_of(hidden)
+        blocks = [ResidualBlock(width, activation) for _ in range(len(hidden) // 2)]
+        super().__init__(*blocks, nn.Linear(width, out))
 
 
 class ResidualMLP(nn.Sequential):
     """Input layer and residual trunk: (..., inputs) to (..., out)."""
 
     def __init__(self, inputs: int, hidden: Sequence[int], out: int, activation: str) -> None:
-        super().__init__(nn.Linear(inputs, hidden[0]), ResidualTrunk(hidden, out, activation))
+        super().__init__(nn.Linear(inputs, width_of(hidden)), ResidualTrunk(hidden, out, activation))
 
 
 class DenoisingMLP(DenoisingNet):
@@ -78,7 +84,9 @@ class DenoisingMLP(DenoisingNet):
         time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
     ) -> None:
         super().__init__()
-        width, size = hidden[0], horizon * action_dim
+        width, size = width_of(hidden), horizon * action_dim
+        if time_dim < 2 or time_dim % 2:
+            raise UserError(f"time_dim={time_dim}, but sines and cosines need an even number")
         self.action_shape = (horizon, action_dim)
         self.time = nn.Sequential(
             EMBEDDINGS[time_embedding](time_dim),

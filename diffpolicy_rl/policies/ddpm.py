@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.process import Time, masked_mse
 
@@ -55,6 +55,7 @@ class DDPM:
         prediction: Literal["eps", "x0"] = "eps",
         clip: float | None = 1.0,
     ) -> None:
+        require_positive(levels=levels)
         self.levels, self.prediction, self.clip = levels, prediction, clip
         self._alpha_bar = [1.0]
         for beta in SCHEDULES[schedule](levels):
@@ -75,17 +76,18 @@ class DDPM:
             )
         return [k / steps for k in range(steps + 1)]
 
-    def sample_time(self, batch: int, generator: torch.Generator | None) -> Tensor:
+    def sample_times(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Times (B,) of uniformly drawn levels 1 to ``levels``."""
-        return 1 - torch.randint(1, self.levels + 1, (batch,), generator=generator) / self.levels
+        t = 1 - torch.randint(1, self.levels + 1, (batch,), generator=generator) / self.levels
+        return t, t
 
     def loss(
-        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, s: Tensor, cond: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Simple loss per sample (Ho et al. 2020, eq. 14)."""
         alpha_bar = self.alpha_bar(t.double()).to(action.dtype).view(-1, 1, 1)
         x = alpha_bar.sqrt() * action + (1 - alpha_bar).sqrt() * noise
-        return masked_mse(net(x, t, t, cond), noise if self.prediction == "eps" else action, mask)
+        return masked_mse(net(x, t, s, cond), noise if self.prediction == "eps" else action, mask)
 
     def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:
         """DDIM move (Song et al. 2020, eq. 12) from the clipped clean action, noise recomputed from it.

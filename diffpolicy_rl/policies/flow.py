@@ -22,16 +22,17 @@ class RectifiedFlow:
         """t_k = k / K."""
         return [k / steps for k in range(steps + 1)]
 
-    def sample_time(self, batch: int, generator: torch.Generator | None) -> Tensor:
+    def sample_times(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Uniform times (B,)."""
-        return torch.rand(batch, generator=generator)
+        t = torch.rand(batch, generator=generator)
+        return t, t
 
     def loss(
-        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, s: Tensor, cond: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Conditional flow-matching loss per sample (Lipman et al. 2022, eq. 9 with straight paths)."""
         x = torch.lerp(noise, action, t.view(-1, 1, 1))
-        return masked_mse(net(x, t, t, cond), action - noise, mask)
+        return masked_mse(net(x, t, s, cond), action - noise, mask)
 
     def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:
         """Euler step from t to s; a flow has no noise of its own, so eta is not used and the std is 0."""

@@ -76,6 +76,7 @@ class GenerativePolicy(nn.Module):
         steps: int | None = None,
         eta: float = 0.0,
         features: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw chunks (B, H, D); differentiable, and deterministic in the noise.
 
@@ -85,12 +86,13 @@ class GenerativePolicy(nn.Module):
             steps: K, by default the policy's own.
             eta: 0 for DDIM or the flow's ODE, 1 for DDPM.
             features: what ``encode(obs)`` gave, to encode once for several samples.
+            generator: CPU generator for noise that is not given.
         """
         cond = self.encode(obs) if features is None else features
         grid = self.process.grid(steps or self.steps)
         if noise is None:
             shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
-            noise = torch.randn((len(cond), *shape), device=cond.device)
+            noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
         x = noise if eta == 0 else noise[:, 0]
         for k, context in enumerate(self._contexts(grid, cond)):
             x, std = self.process.step(x, self.net.denoise(x, context), grid[k], grid[k + 1], eta)
@@ -120,9 +122,10 @@ class GenerativePolicy(nn.Module):
         """
         if noise is None:
             noise = torch.randn(action.shape, generator=generator).to(action.device)
-        if t is None:
-            t = self.process.sample_time(len(action), generator).to(action.device)
-        return self.process.loss(self.net, action, noise, t, self.encode(obs), mask)
+        s = t
+        if t is None or s is None:
+            t, s = (time.to(action.device) for time in self.process.sample_times(len(action), generator))
+        return self.process.loss(self.net, action, noise, t, s, self.encode(obs), mask)
 
     @torch.no_grad()
     def sample_chain(

@@ -21,14 +21,14 @@ class Process(Protocol):
         """The K + 1 times of a K-step sampler, 0.0 to 1.0: one grid for sampling and likelihood."""
         ...
 
-    def sample_time(self, batch: int, generator: torch.Generator | None) -> Tensor:
-        """Training times (B,), drawn on the CPU."""
+    def sample_times(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Training start and stop times, (B,) each, drawn on the CPU; equal where the net knows one time only."""
         ...
 
     def loss(
-        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, cond: Tensor, mask: Tensor | None
+        self, net: DenoisingNet, action: Tensor, noise: Tensor, t: Tensor, s: Tensor, cond: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Regression loss per sample (B,) at noise (B, H, D) and t (B,), averaged over valid rows of mask (B, H)."""
+        """Regression loss per sample (B,) at noise (B, H, D), t and s (B,), averaged over valid rows of mask (B, H)."""
         ...
 
     def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:

@@ -49,8 +49,7 @@ def spec_of(env: VecEnv) -> Spec:
     """What a policy must know of an env."""
     obs, action = env.single_observation_space, env.single_action_space
     assert obs.shape is not None
-    low, high = action.low.astype(float).tolist(), action.high.astype(float).tolist()
-    return Spec(env.spec_id, tuple(obs.shape), len(low), tuple(low), tuple(high))
+    return Spec(env.spec_id, tuple(obs.shape), len(action.low))
 
 
 def build_policy(config: PolicyConfig, spec: Spec, seed: int) -> GenerativePolicy:
@@ -84,8 +83,12 @@ def phase_component(config: TrainConfig, phase: str) -> Component:
 
 def phases_of(config: TrainConfig) -> tuple[str, ...]:
     """The phases of a run, in order; a run that starts from another's policy clones nothing."""
-    phases: tuple[str, ...] = target(config.agent["_target_"]).phases  # type: ignore[attr-defined]
-    return tuple(phase for phase in phases if phase != "bc") if config.base else phases
+    phases: tuple[str, ...] = getattr(target(config.agent["_target_"]), "phases", ())
+    left = tuple(phase for phase in phases if phase != "bc") if config.base else phases
+    if not left:
+        agent = config.agent["_target_"]
+        raise UserError(f"{agent} has no phase to run" + (" but cloning, which base= replaces" if phases else ""))
+    return left
 
 
 def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:

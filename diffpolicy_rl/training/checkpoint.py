@@ -6,6 +6,7 @@ and ``base`` are symbolic links to such folders. Nothing is ever unpickled.
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ def write_state(folder: Path, state: State) -> None:
     """Write a state tree as a new folder, atomically; UserError, and nothing half-written, if it cannot be written."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
         tree = {"format_version": FORMAT_VERSION, "state": _split(state, "", tensors)}
@@ -53,6 +55,8 @@ def read_state(folder: Path) -> State:
         raise UserError(f"there is no checkpoint at {folder}") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the checkpoint {folder} is damaged and cannot be read: {_reason(error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"the checkpoint {folder} is damaged and cannot be read: state.json holds no state")
     if tree.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"the checkpoint {folder} has format {tree.get('format_version')}, this version reads {FORMAT_VERSION}"
@@ -72,9 +76,8 @@ class Checkpoints:
 
     def save(self, step: int, state: State, *names: str) -> Path:
         """Save under the step, point ``last`` and the given names at it, and drop what no name points at."""
-        target = self.folder / f"{step:08d}"
-        if not target.exists():
-            write_state(target, state)
+        target = self._free(f"{step:08d}")
+        write_state(target, state)
         for name in ("last", *names):
             self._link(name, target.name)
         self._prune()
@@ -82,11 +85,17 @@ class Checkpoints:
 
     def find(self, which: str) -> Path:
         """Folder of ``last``, ``best``, ``base`` or a step; UserError if it is not there."""
-        path = self.folder / (f"{int(which):08d}" if which.isdigit() else which)
+        saved = sorted(self.folder.glob(f"{int(which):08d}*")) if which.isdigit() else []
+        path = saved[-1] if saved else self.folder / which
         if not path.exists():
             known = sorted(entry.name for entry in self.folder.glob("[!.]*")) if self.folder.exists() else []
             raise UserError(f"{self.folder.parent} has no checkpoint {which!r}; it has: {', '.join(known) or 'none'}")
         return path.resolve()
+
+    def _free(self, name: str) -> Path:
+        """A folder name not in use: a step can be saved twice, at the end of a phase and at the start of the next."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(1)))
+        return next(self.folder / name for name in names if not (self.folder / name).exists())
 
     def _link(self, name: str, target: str) -> None:
         temporary = self.folder / f".{name}.{os.getpid()}.partial"
@@ -95,10 +104,12 @@ class Checkpoints:
         os.replace(temporary, self.folder / name)
 
     def _prune(self) -> None:
+        for link in self.folder.glob(".*.partial"):
+            if link.is_symlink():
+                link.unlink(missing_ok=True)
         kept = {link.resolve() for link in self.folder.iterdir() if link.is_symlink()}
         for entry in self.folder.iterdir():
-            abandoned = entry.name.endswith(".partial") and not entry.is_symlink()
-            if entry.is_dir() and not entry.is_symlink() and (abandoned or entry.resolve() not in kept):
+            if not entry.is_symlink() and entry.resolve() not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
 
 

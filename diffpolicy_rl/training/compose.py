@@ -45,7 +45,7 @@ def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
 
     from diffpolicy_rl.training.config import resolve
 
-    _refuse_repeats(words)
+    _refuse_contradictions(words)
     try:
         parsed = OverridesParser.create().parse_overrides([part for word in words for part in translate(word)])
         choices = [_choices(override, sweep) for override in parsed]
@@ -59,11 +59,13 @@ def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
     return [resolve(tree) for tree in trees]
 
 
-def _refuse_repeats(words: Sequence[str]) -> None:
+def _refuse_contradictions(words: Sequence[str]) -> None:
     keys = [word.partition("=")[0].lstrip("+") for word in words]
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is given twice")
+        if "base" in keys and key.partition(".")[0] in ("policy", "data", "bc"):
+            raise UserError(f"{key} has no effect beside base=, whose run brings its policy, already cloned")
 
 
 def _choices(override: Any, sweep: bool) -> list[str]:

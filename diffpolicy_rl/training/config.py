@@ -6,6 +6,7 @@ Agents, policies and envs never see these classes: they receive plain typed argu
 import dataclasses
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class PolicyConfig:
     steps: int = 4
     horizon: int = 4
     execute: int = 4
-    obs_norm: Literal["min_max", "z_score"] = "min_max"
+    obs_norm: Literal["min_max", "z_score"] = "z_score"
     action_norm: Literal["min_max", "z_score"] = "min_max"
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class BudgetConfig:
 
     Attributes:
         bc_steps: gradient steps of behaviour cloning.
-        env_steps: env steps of online learning, at most.
+        env_steps: env steps of online learning, at most, but one iteration.
         decisions: T, decisions of each env per iteration.
         bc_eval_every: behaviour-cloning iterations between evaluations.
         eval_every: online iterations between evaluations.
@@ -92,7 +93,7 @@ class BudgetConfig:
     """
 
     bc_steps: int = 4000
-    env_steps: int = 400_000
+    env_steps: int = 480_000
     decisions: int = 100
     bc_eval_every: int = 1000
     eval_every: int = 5
@@ -178,6 +179,8 @@ def refuse_foreign_code(tree: dict[str, Any], trusted: Collection[str]) -> None:
 
 def target(name: str) -> type:
     """The class that a dotted path, or module:Class, names."""
+    if not re.fullmatch(r"\w[\w.]*[.:]\w+", name):
+        raise UserError(f"{name!r} does not name a class; write it as module:Class")
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

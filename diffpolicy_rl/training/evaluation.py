@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffpolicy_rl.training.driver import Driver
-from diffpolicy_rl.training.threads import torch_threads
+from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
 from diffpolicy_rl.types import DeployedPolicy, VecEnv
 
 MAX_ENVS = 40
@@ -35,26 +35,29 @@ def evaluate_policy(
         progress: called with the number of finished episodes after every step.
 
     Returns:
-        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success where the task has
-        it.
+        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success, the share of
+        episodes that the task reported as won at any time, where it does.
     """
+    use_fast_fp32()
     per_env = math.ceil(episodes / env.num_envs)
     driver = Driver(policy, env, seed)
     obs, _ = env.reset(seed=seed)
     score, length = torch.zeros(env.num_envs, dtype=torch.float64), torch.zeros(env.num_envs, dtype=torch.long)
+    won, reported = torch.zeros(env.num_envs, dtype=torch.bool), False
     results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
     with torch_threads(1), torch.inference_mode():
         while any(len(rows) < per_env for rows in results):
             obs, _, terminated, truncated, info = env.step(driver.act(obs))
             score += info["rewards"].double().sum(-1).cpu()
             length += info["executed"].cpu()
-            done = terminated | truncated
-            success = info.get("success")
+            done = (terminated | truncated).cpu()
+            if "success" in info:
+                reported = True
+                won |= info["success"].cpu()
             for row in done.nonzero().flatten().tolist():
                 if len(results[row]) < per_env:
-                    won = None if success is None else bool(success[row])
-                    results[row].append((score[row].item(), int(length[row]), won))
-            score[done.cpu()], length[done.cpu()] = 0.0, 0
+                    results[row].append((score[row].item(), int(length[row]), bool(won[row]) if reported else None))
+            score[done], length[done], won[done] = 0.0, 0, False
             driver.reset(done)
             progress(sum(map(len, results)))
     return summarize([episode for rows in results for episode in rows], seed)
@@ -75,7 +78,7 @@ def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict
         "returns": returns.tolist(),
         "lengths": [episode[1] for episode in episodes],
     }
-    if episodes[0][2] is not None:
+    if any(won is not None for _, _, won in episodes):
         result["success"] = sum(bool(episode[2]) for episode in episodes) / len(episodes)
     return result
 

@@ -21,7 +21,8 @@ from diffpolicy_rl.training.threads import available_cores, use_fast_fp32
 from diffpolicy_rl.types import DeployedPolicy, State, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0
-_FINAL_SEEDS = 1_000_003  # evaluations in the summary use seeds that no evaluation during training has seen
+# Training, the evaluations during it, which select the best checkpoint, and those in the summary use different seeds.
+_EVAL_SEEDS, _FINAL_SEEDS = 500_009, 1_000_003
 _LOGGED = ("mean", "std", "ci_low", "ci_high", "episodes", "seed", "success")
 
 
@@ -71,13 +72,18 @@ class Trainer:
             self.console = stack.enter_context(Console())
             self.logger = Logger(self.folder, self.config.loggers, to_plain(self.config), self.iteration)
             stack.callback(self.logger.close)
+            if not self.checkpoints.folder.exists():
+                self._save()
             self._run_phase()
             while not self._out_of_budget() and not self._last_phase():
                 self.earlier_gradient_steps += self.phase.agent.gradient_steps
                 self.phase = self._phase(self.phase_index + 1, self.phase.agent.policy)
                 self._run_phase()
-            self._save()
-            return self._finish()
+            self._save(*([] if "selected" in self.results else ["best"]))
+            summary = self._finish()
+            if self.signals.received:
+                raise Interrupted(self.signals.received)
+            return summary
 
     # ---------------------------------------------------------------- phases
 
@@ -110,16 +116,20 @@ class Trainer:
             evaluate = phase.iteration % phase.evaluate_every == 0 or (phase.done and self._last_phase())
             names = self._evaluate(record) if evaluate else []
             self.logger.write(record)
-            if names or self.signals.received or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+            told_to_stop = self.signals.received  # read once: what ends the run must have saved it
+            if names or told_to_stop or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
                 self._save(*names)
                 saved_at = time.monotonic()
             self.console.advance(phase.iteration, self._note(record))
-            if self.signals.received:
-                raise Interrupted(self.signals.received)
+            if told_to_stop:
+                raise Interrupted(told_to_stop)
 
     def _iterate(self) -> dict[str, Any]:
         """Learn once; returns the record to log."""
-        metrics = self.phase.iterate(self.threads, self.seconds)
+        try:
+            metrics = self.phase.iterate(self.threads, self.seconds)
+        except UserError as error:  # physics that diverged, actions that are no numbers
+            raise UserError(f"{error}; {self._last_good()}") from error
         self.iteration += 1
         self._refuse_nan(metrics)
         seconds = {f"seconds/{part}": round(value, 3) for part, value in self.seconds.items()}
@@ -130,7 +140,7 @@ class Trainer:
 
     def _evaluate(self, record: dict[str, Any]) -> list[str]:
         """Evaluate into the record; returns the names to save the agent under."""
-        result = self._play(self.phase.agent.deploy(), self.config.budget.eval_episodes, self.config.seed)
+        result = self._play(self.phase.agent.deploy(), self.config.budget.eval_episodes, self.config.seed + _EVAL_SEEDS)
         record |= {f"eval/{key}": result[key] for key in _LOGGED if key in result}
         self.last_evaluation = f"evaluated {result['mean']:.0f} ± {result['ci_high'] - result['mean']:.0f}"
         names, selected = ["last"], self.results.get("selected")
@@ -144,11 +154,13 @@ class Trainer:
     def _evaluate_base(self) -> None:
         """Measure what fine-tuning starts from, and keep it as the checkpoint ``base``."""
         base = self._final_evaluation(self.phase.agent.deploy())
-        self.results = {"base": base}
+        self.results = {"base": base, "selected": {"mean": base["mean"], "iteration": self.iteration}}
         self._save("base", "best")
         place = {"iteration": self.iteration, "phase": "base", "env_steps": 0}
         self.logger.write(place | {f"eval/{key}": base[key] for key in _LOGGED if key in base})
         self.console.line(f"base: {describe(base)}")
+        if self.signals.received:
+            raise Interrupted(self.signals.received)
 
     def _final_evaluation(self, policy: DeployedPolicy) -> dict[str, Any]:
         return self._play(policy, self.config.budget.final_episodes, self.config.seed + _FINAL_SEEDS)
@@ -168,7 +180,8 @@ class Trainer:
         summary = {"base": self.results.get("base"), "final": final, "best": final}
         selected = self.results.get("selected")
         if selected and selected["iteration"] != self.iteration:
-            best = load_agent(self.folder, "best", modules_of(to_plain(self.config)))
+            trust = modules_of(to_plain(self.config))
+            best = load_agent(self.folder, "best", trust, pick_device(self.config.device))
             summary["best"] = self._final_evaluation(best.deploy()) | {"iteration": selected["iteration"]}
         summary |= {
             "env_steps": self.phase.env_steps,
@@ -206,9 +219,10 @@ class Trainer:
     def _refuse_nan(self, metrics: dict[str, float]) -> None:
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
-            last = self.checkpoints.folder / "last"
-            good = f"the last good checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was written yet"
-            raise UserError(f"{broken[0]} is not finite after iteration {self.iteration}; {good}")
+            raise UserError(f"{broken[0]} is not finite after iteration {self.iteration}; {self._last_good()}")
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self.checkpoints.find('last')}"
 
     def _note(self, record: dict[str, Any]) -> str:
         """What to show beside the progress bar."""

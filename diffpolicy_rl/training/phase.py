@@ -2,6 +2,7 @@
 
 import time
 
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import build_agent, build_dataset, phase_component
 from diffpolicy_rl.training.config import TrainConfig
@@ -40,6 +41,8 @@ class Phase:
             self.evaluate_every = budget.bc_eval_every
         self.iterations = max(1, work // portion)
         self.agent: Agent = build_agent(component, policy, self.iterations, config.seed)
+        if name == "online" and self.agent.data != "rollout":
+            raise UserError(f"{component['_target_']} learns online from a replay buffer, which does not exist yet")
 
     @property
     def done(self) -> bool:

@@ -1,11 +1,12 @@
 """The pictures of a run: its learning curve, and a video of its final policy."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.driver import Driver
 from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.types import DeployedPolicy, VecEnv
 
@@ -42,35 +43,36 @@ def plot_curve(folder: Path) -> None:
     figure.savefig(folder / "curve.png", dpi=120)
 
 
-def record_video(path: Path, policy: DeployedPolicy, env: VecEnv, seed: int) -> str:
+def record_video(path: Path, policy: DeployedPolicy, make_env: Callable[[], VecEnv], seed: int) -> str:
     """Film one episode of a one-row env; returns a line that says where the video is, or why there is none."""
     try:
         import imageio_ffmpeg
     except ImportError:
         return 'no video: it needs imageio-ffmpeg, pip install "diffpolicy_rl[video]"'
     try:
-        frames = _play(policy, env, seed)
-    except UserError as error:
+        _write_frames(path, _play(policy, make_env(), seed), imageio_ffmpeg)
+    except Exception as error:  # simulators, OpenGL and ffmpeg fail in their own ways, and the run is finished by now
         return f"no video: {error}"
+    return f"filmed {path}"
+
+
+def _write_frames(path: Path, frames: list[Any], imageio_ffmpeg: Any) -> None:
     height, width, _ = frames[0].shape
     writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=_FRAMES_PER_SECOND, codec="libx264")
     writer.send(None)
     for frame in frames:
         writer.send(frame.tobytes())
     writer.close()
-    return f"filmed {path}"
 
 
 @torch.inference_mode()
 def _play(policy: DeployedPolicy, env: VecEnv, seed: int) -> list[Any]:
+    driver, done = Driver(policy, env, seed), False
     obs, _ = env.reset(seed=seed)
-    generator = torch.Generator().manual_seed(seed)
     frames = [env.render()]
-    done = torch.tensor(False)
     while not done:
-        noise = policy.sample_noise(1, generator)
-        actions = policy(obs, noise if noise is None else noise.to(env.device))[:, : policy.execute]
-        obs, _, terminated, truncated, _ = env.step(actions)
-        done = (terminated | truncated)[0]
+        obs, _, terminated, truncated, _ = env.step(driver.act(obs))
+        done = bool(terminated | truncated)
         frames.append(env.render())
+    env.close()
     return frames

@@ -54,10 +54,9 @@ class Rollout:
             self._score[done] = 0.0
 
     def state_dict(self) -> State:
-        """Envs, current observations, counters."""
+        """Envs and counters."""
         return {
             "env": self.env.state_dict(),
-            "obs": self._obs,
             "score": self._score,
             "finished": list(self._finished),
             "env_steps": self.env_steps,
@@ -68,7 +67,6 @@ class Rollout:
         self.env.load_state_dict(state["env"])
         self.env_steps = state["env_steps"]
         self._finished.extend(state["finished"])
-        if self.env.restarted_on_load:
-            self._obs = self.env.reset()[0]
-        else:
-            self._obs, self._score = state["obs"], state["score"].clone()
+        self._obs = self.env.observation()
+        if not self.env.restarted_on_load:
+            self._score.copy_(state["score"])

@@ -1,6 +1,8 @@
 """Run folders: what a finished or interrupted run left, and how to load its policy."""
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import platform
@@ -11,17 +13,34 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
-from diffpolicy_rl.training.build import build_agent, build_policy, phase_component
+from diffpolicy_rl.training.build import build_agent, build_policy, phase_component, pick_device
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
 from diffpolicy_rl.training.config import TrainConfig, modules_of, refuse_foreign_code, resolve, to_plain
 from diffpolicy_rl.training.threads import available_cores
 from diffpolicy_rl.types import Agent, DeployedPolicy, Spec, State
 
 _PACKAGES = ("diffpolicy_rl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "h5py", "safetensors")
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Make a run folder, and hold it for this process; UserError if that fails, or another one trains in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; choose another run_dir") from None
+        yield
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -60,8 +79,9 @@ def adopt_base(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, policy=base.policy)
 
 
-def write_manifest(folder: Path, config: TrainConfig) -> None:
-    """Write ``manifest.json``: what it would take to run this again."""
+def write_manifest(folder: Path, config: TrainConfig, resumed: bool) -> None:
+    """Write ``manifest.json``: what it would take to run this again; a resumed run adds what it goes on with."""
+    path = folder / "manifest.json"
     manifest = {
         "command": shlex.join(["python", "-m", "diffpolicy_rl.train", *sys.argv[1:]]),
         "commit": _commit(),
@@ -69,7 +89,10 @@ def write_manifest(folder: Path, config: TrainConfig) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2))
+    if resumed and path.exists():
+        earlier = json.loads(path.read_text())
+        manifest = earlier | {"resumed": [*earlier.get("resumed", []), manifest]}
+    write_text(path, json.dumps(manifest, indent=2))
 
 
 def versions() -> dict[str, str | None]:
@@ -104,20 +127,25 @@ def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, 
         yield name, ours, theirs
 
 
-def load_agent(path: str | Path, which: str = "last", trust: Collection[str] = ()) -> Agent:
+def load_agent(
+    path: str | Path, which: str = "last", trust: Collection[str] = (), device: torch.device | str = "cpu"
+) -> Agent:
     """The agent of a checkpoint, ready to act.
 
     Args:
         path: a run folder.
         which: ``last``, ``best``, ``base`` or a step.
         trust: modules outside diffpolicy_rl that the run may name.
+        device: where it shall act.
     """
-    return _rebuild(_read(path, which, trust))
+    return _rebuild(_read(path, which, trust), device)
 
 
-def load(path: str | Path, which: str = "last", trust: Collection[str] = ()) -> DeployedPolicy:
+def load(
+    path: str | Path, which: str = "last", trust: Collection[str] = (), device: torch.device | str = "cpu"
+) -> DeployedPolicy:
     """The deployed policy of a run; see ``load_agent`` for the arguments."""
-    return load_agent(path, which, trust).deploy().eval().requires_grad_(False)
+    return load_agent(path, which, trust, device).deploy().eval().requires_grad_(False)
 
 
 def load_base(config: TrainConfig, spec: Spec) -> GenerativePolicy:
@@ -129,7 +157,7 @@ def load_base(config: TrainConfig, spec: Spec) -> GenerativePolicy:
             f"base={config.base} was trained on {theirs.env_id} with observations {theirs.obs_shape} and "
             f"{theirs.action_dim} actions; {spec.env_id} has {spec.obs_shape} and {spec.action_dim}"
         )
-    return _rebuild(state).policy.requires_grad_(True)
+    return _rebuild(state, pick_device(config.device)).policy.requires_grad_(True)
 
 
 def _read(path: str | Path, which: str, trust: Collection[str]) -> State:
@@ -141,9 +169,9 @@ def _read(path: str | Path, which: str, trust: Collection[str]) -> State:
     return state
 
 
-def _rebuild(state: State) -> Agent:
+def _rebuild(state: State, device: torch.device | str) -> Agent:
     config = resolve(state["config"])
-    policy = build_policy(config.policy, _spec(state), config.seed)
+    policy = build_policy(config.policy, _spec(state), config.seed).to(device)
     agent = build_agent(phase_component(config, state["phase"]), policy, 1, config.seed)
     agent.load_state_dict(state["agent"])
     return agent

@@ -63,10 +63,12 @@ class Task(ABC):
     @classmethod
     def from_settings(cls, env_id: str, settings: dict[str, Any]) -> Self:
         """Build the task of ``env_id``; raises UserError for a setting it does not have."""
-        known = [field.name for field in fields(cls)]
-        for name in settings:
+        known = {field.name: field.default for field in fields(cls)}
+        for name, value in settings.items():
             if name not in known:
                 raise UserError(f"{env_id} has no setting {name!r}; {did_you_mean(name, known)}")
+            if isinstance(value, str) or isinstance(value, list | tuple) != isinstance(known[name], tuple):
+                raise UserError(f"{env_id}: {name}={value} is not of the kind of its default {known[name]}")
         return cls(**settings)
 
     @cached_property

@@ -79,8 +79,8 @@ BROKEN = {
     "text": (_array("rewards", data=[b"x"] * 6), "rewards is not a plain array"),
     "objects": (_array("rewards", data=["x"] * 6, dtype=h5py.string_dtype()), "rewards is not a plain array"),
     "complex": (_array("rewards", data=np.zeros(6, complex)), "rewards is not a plain array"),
-    "external link": (_external_link("actions"), "actions lies in another file"),
-    "optional external link": (_external_link("timeouts"), "timeouts lies in another file"),
+    "external link": (_external_link("actions"), "actions is a link"),
+    "optional external link": (_external_link("timeouts"), "timeouts is a link"),
     "virtual": (_virtual, "rewards is not a plain array"),
     "external bytes": (
         _array("rewards", shape=(6,), dtype="f4", external=[("other.bin", 0, 24)]),

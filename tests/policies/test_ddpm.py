@@ -99,7 +99,7 @@ def test_loss_is_the_masked_mean_square_of_the_noise_error():
 
     noise = torch.tensor([[[1.0], [2.0], [10.0]]])
     mask = torch.tensor([[True, True, False]])
-    loss = DDPM(20).loss(Zero(), torch.zeros(1, 3, 1), noise, torch.tensor([0.5]), torch.zeros(1, 1), mask)
+    loss = DDPM(20).loss(Zero(), torch.zeros(1, 3, 1), noise, *2 * (torch.tensor([0.5]),), torch.zeros(1, 1), mask)
     assert loss.item() == pytest.approx((1 + 4) / 2)
 
 

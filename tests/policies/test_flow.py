@@ -17,7 +17,7 @@ class Velocity:
 
 def test_loss_of_the_exact_velocity_of_a_point_is_zero():
     action, noise, t = torch.full((5, 3, 2), 0.4), torch.randn(5, 3, 2), torch.rand(5) * 0.9
-    loss = RectifiedFlow().loss(Velocity(0.4), action, noise, t, torch.zeros(5, 1), None)
+    loss = RectifiedFlow().loss(Velocity(0.4), action, noise, t, t, torch.zeros(5, 1), None)
     torch.testing.assert_close(loss, torch.zeros(5), atol=1e-10, rtol=0)
 
 
@@ -27,7 +27,7 @@ def test_loss_against_hand_arithmetic():
             return torch.zeros_like(x)
 
     action, noise = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.5], [2.0]]])
-    loss = RectifiedFlow().loss(Zero(), action, noise, torch.tensor([0.3]), torch.zeros(1, 1), None)
+    loss = RectifiedFlow().loss(Zero(), action, noise, *2 * (torch.tensor([0.3]),), torch.zeros(1, 1), None)
     assert loss.item() == (0.5**2 + 2.0**2) / 2
 
 

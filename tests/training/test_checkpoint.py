@@ -79,14 +79,14 @@ def test_training_out_of_space_ends_in_one_sentence(tmp_path, monkeypatch):
 
 def test_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/run/config.yaml: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*file/run: Not a directory"):
         train.train(tiny(tmp_path / "file" / "run"))
 
     def forbidden(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.mkdir", forbidden)
-    with pytest.raises(UserError, match=r"cannot write .*config.yaml: Permission denied"):
+    with pytest.raises(UserError, match=r"cannot write .*elsewhere: Permission denied"):
         train.train(tiny(tmp_path / "elsewhere"))
     assert not (tmp_path / "elsewhere").exists()
 

@@ -83,7 +83,7 @@ def test_chunk_that_does_not_fit_is_refused():
 
 
 def test_evaluating_what_is_no_run_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no run at"):
+    with pytest.raises(UserError, match="is not a run"):
         evaluate.main([str(tmp_path / "nothing")])
 
 
