@@ -19,6 +19,7 @@ from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.experience.returns import RewardScaler, chunk_rewards, gae
 from diffpolicy_rl.nets.critics import ValueNet
+from diffpolicy_rl.nets.mlp import width_of
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.policies.std import StdRule
 from diffpolicy_rl.types import Chain, Extras, Obs
@@ -63,6 +64,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
         require_positive(epochs=self.epochs, lr=self.lr, critic_lr=self.critic_lr, max_grad_norm=self.max_grad_norm)
+        width_of(self.critic_hidden)
         if self.minibatch < 2:
             raise UserError(f"minibatch={self.minibatch}, but advantages are normalised over at least 2")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):

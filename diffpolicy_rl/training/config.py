@@ -208,8 +208,11 @@ def complete(component: Component, where: str) -> Component:
             raise UserError(f"there is no setting {where}{name}; {did_you_mean(name, known)}")
     source = cls.Config if hasattr(cls, "Config") else cls.__init__
     hints = typing.get_type_hints(source)
-    chosen = {name: component.get(name, parameter.default) for name, parameter in known.items()}
-    return {"_target_": component["_target_"]} | {n: convert(v, hints[n], where + n) for n, v in chosen.items()}
+    given = {name: component.get(name, parameter.default) for name, parameter in known.items()}
+    chosen = {name: convert(value, hints[name], where + name) for name, value in given.items()}
+    if hasattr(cls, "Config"):
+        cls.Config(**chosen)  # refuses now what would otherwise be refused when the phase begins
+    return {"_target_": component["_target_"]} | chosen
 
 
 def arguments(component: Component) -> dict[str, Any]:

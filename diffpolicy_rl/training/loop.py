@@ -79,7 +79,8 @@ class Trainer:
                 self.earlier_gradient_steps += self.phase.agent.gradient_steps
                 self.phase = self._phase(self.phase_index + 1, self.phase.agent.policy)
                 self._run_phase()
-            self._save(*([] if "selected" in self.results else ["best"]))
+            due = {"best": "selected" not in self.results, "base": self.phase.name == "bc"}
+            self._save(*(name for name in due if due[name]))
             summary = self._finish()
             if self.signals.received:
                 raise Interrupted(self.signals.received)
@@ -147,8 +148,6 @@ class Trainer:
         if selected is None or result["mean"] > selected["mean"]:
             self.results["selected"] = {"mean": result["mean"], "iteration": self.iteration}
             names.append("best")
-        if self.phase.name == "bc" and self.phase.done:
-            names.append("base")
         return names
 
     def _evaluate_base(self) -> None:

@@ -60,6 +60,15 @@ def test_surrogate_by_hand():
     assert clipped_surrogate(ratio, advantage, 0.2).tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8])
 
 
+def test_a_rollout_is_split_evenly_so_that_no_minibatch_is_too_small(make_policy):
+    config = ReinFlowConfig(minibatch=19)
+    agent = ReinFlow(make_policy(RectifiedFlow(), 4), config, iterations=1, seed=0)
+    sizes = [len(part["obs"]) for part in agent._minibatches({"obs": torch.zeros(20, 3)})]
+    assert sizes == [10, 10]
+    sizes = [len(part["obs"]) for part in agent._minibatches({"obs": torch.zeros(19, 3)})]
+    assert sizes == [19]
+
+
 def test_noise_bound_is_held_and_then_decays(make_policy):
     agent = ReinFlow(make_policy(RectifiedFlow(), 4), SMALL, iterations=20, seed=0)
     bounds = []

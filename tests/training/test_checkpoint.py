@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 import torch
@@ -44,6 +45,30 @@ def test_names_point_at_steps_and_the_rest_is_dropped(tmp_path):
     assert read_state(checkpoints.find("1"))["step"] == 1
     with pytest.raises(UserError, match=r"no checkpoint 'base'; it has: 00000001, 00000003, best, last"):
         checkpoints.find("base")
+
+
+def test_a_step_saved_twice_keeps_both_states_apart(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, STATE | {"phase": "bc"}, "best")
+    checkpoints.save(3, STATE | {"phase": "online"}, "base")
+    assert [read_state(checkpoints.find(name))["phase"] for name in ("best", "base", "last", "3")] == [
+        "bc",
+        "online",
+        "online",
+        "online",
+    ]
+
+
+def test_what_a_kill_left_is_overwritten_and_cleaned_up(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, STATE)
+    left = tmp_path / f".00000002.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "state.json").write_text("{")
+    (tmp_path / ".last.1.partial").symlink_to("00000001")
+    checkpoints.save(2, STATE | {"step": 2})
+    assert read_state(checkpoints.find("last"))["step"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002", "last"]
 
 
 def no_space(*args, **kwargs):
@@ -105,6 +130,9 @@ def test_newer_format_and_missing_checkpoint_are_refused(tmp_path):
     tree = json.loads((tmp_path / "1" / "state.json").read_text())
     (tmp_path / "1" / "state.json").write_text(json.dumps(tree | {"format_version": 2}))
     with pytest.raises(UserError, match="has format 2, this version reads 1"):
+        read_state(tmp_path / "1")
+    (tmp_path / "1" / "state.json").write_text("[]")
+    with pytest.raises(UserError, match=r"state\.json holds no state"):
         read_state(tmp_path / "1")
     with pytest.raises(UserError, match="there is no run at"):
         load(tmp_path / "nowhere")

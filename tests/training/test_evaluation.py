@@ -1,5 +1,6 @@
 import json
 
+import gymnasium
 import pytest
 import torch
 
@@ -67,6 +68,28 @@ def test_an_episode_does_not_depend_on_the_other_rows():
     among = evaluate_policy(Noisy(), make_env("Hopper-v5", num_envs=3, chunk=4), episodes=6, seed=0)
     assert alone["lengths"] == among["lengths"][:2]
     assert alone["returns"] == pytest.approx(among["returns"][:2])
+
+
+class Early(gymnasium.Env):
+    """Wins at its first step and goes on to its limit of six."""
+
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.low, 1.0, False, False, {"success": self.steps == 1}
+
+
+def test_success_at_any_time_counts():
+    if "Early-v0" not in gymnasium.registry:
+        gymnasium.register("Early-v0", Early, max_episode_steps=6)
+    result = evaluate_policy(Noisy(execute=2), make_env("Early-v0", num_envs=2, chunk=2), episodes=4, seed=0)
+    assert (result["success"], result["lengths"], result["mean"]) == (1.0, [6] * 4, 6.0)
 
 
 def test_statistics_by_hand():

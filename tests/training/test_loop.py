@@ -13,9 +13,10 @@ from diffpolicy_rl.data.d4rl import Transitions, read, write
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.training.config import resolve, to_plain
-from diffpolicy_rl.training.logger import read_metrics
+from diffpolicy_rl.training.logger import Console, read_metrics
 from diffpolicy_rl.training.phase import Phase
-from diffpolicy_rl.training.run import load_agent
+from diffpolicy_rl.training.plots import record_video
+from diffpolicy_rl.training.run import claim, load_agent
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
 from diffpolicy_rl.training.threads import available_cores, torch_threads, use_fast_fp32
 from tests.training.tiny_run import tiny
@@ -101,6 +102,39 @@ def test_signal_saves_and_the_resumed_run_ends_as_if_nothing_happened(run, tmp_p
     train.main([f"resume={tmp_path / 'run'}"])
     finished = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert finished["final"]["returns"] == run[1]["final"]["returns"]
+
+
+def test_signal_that_comes_after_the_save_is_heard_one_iteration_later(run, tmp_path, monkeypatch):
+    advance = Console.advance
+
+    def interrupted(console, done, note):
+        if done == 1:
+            signal.raise_signal(signal.SIGTERM)
+        advance(console, done, note)
+
+    monkeypatch.setattr(Console, "advance", interrupted)
+    with pytest.raises(SystemExit):
+        train.train(tiny(tmp_path / "run"))
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "00000002"
+    train.main([f"resume={tmp_path / 'run'}"])
+    finished = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert finished["final"]["returns"] == run[1]["final"]["returns"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert len(manifest["resumed"]) == 1
+
+
+def test_two_processes_cannot_share_a_run_folder(tmp_path):
+    with claim(tmp_path / "run"), pytest.raises(UserError, match="another process is training in"):
+        train.train(tiny(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_video_that_fails_does_not_fail_the_run(tmp_path):
+    def no_env():
+        raise RuntimeError("no display")
+
+    assert record_video(tmp_path / "v.mp4", None, no_env, 0) == "no video: no display"
 
 
 def test_second_signal_exits_at_once_and_handlers_are_put_back():
