@@ -8,5 +8,8 @@ import os
 import sys
 
 # MuJoCo chooses its OpenGL when it is imported, and without a display its own choice cannot render.
-if sys.platform == "linux" and not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
-    os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL"):
+    for library in ("EGL", "OSMesa"):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = library.lower()
+            break

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.types import State
 
 
@@ -104,8 +104,8 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         self.num_envs, self.chunk = options.get("num_envs", 1), options.get("chunk", 1)
         self.history, self.dtype = options.get("history", 1), options.get("dtype", torch.float32)
         self.device, self._seed = torch.device(options.get("device", "cpu")), options.get("seed", 0)
-        for name in ("num_envs", "chunk", "history", "max_episode_steps"):
-            require_positive(spec_id, name, getattr(self, name))
+        require_positive(num_envs=self.num_envs, chunk=self.chunk, history=self.history)
+        require_positive(max_episode_steps=max_episode_steps)
         self._set_spaces(action_space, obs_dim)
         self._low, self._high = (torch.from_numpy(bound).double() for bound in (action_space.low, action_space.high))
         self._rows = torch.arange(self.num_envs)
@@ -256,12 +256,6 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         self._episode.copy_(state["episode"])
         self._elapsed.copy_(state["elapsed"])
         self._window = state["window"].to("cpu", self.dtype, copy=True)
-
-
-def require_positive(spec_id: str, name: str, value: int) -> None:
-    """Raise UserError, naming the setting, if ``value`` is below 1."""
-    if value < 1:
-        raise UserError(f"{spec_id}: {name} is {value}, but must be at least 1")
 
 
 def _first_bad(value: Tensor) -> int:

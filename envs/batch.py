@@ -13,11 +13,11 @@ from mujoco.batch import Batch, SimulationError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult, EnvOptions, PhysicsError, require_positive
+from diffpolicy_rl.envs.base import ChunkedVecEnv, ChunkResult, EnvOptions, PhysicsError
 from diffpolicy_rl.envs.rendering import open_renderer
 from diffpolicy_rl.envs.streams import uniform
 from diffpolicy_rl.envs.tasks.base import Physics, Task
-from diffpolicy_rl.errors import UserError, did_you_mean
+from diffpolicy_rl.errors import UserError, did_you_mean, require_positive
 from diffpolicy_rl.types import State
 
 _DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
@@ -56,7 +56,7 @@ class BatchEnv(ChunkedVecEnv):
         box = Box(*task.model.actuator_ctrlrange.T.astype(np.float32))
         super().__init__(spec_id, box, task.obs_dim, task.max_episode_steps, **options)
         threads = torch.get_num_threads() if threads is None else threads
-        require_positive(spec_id, "threads", threads)
+        require_positive(threads=threads, frame_skip=task.frame_skip)
         self.task = task
         self._batch = Batch(task.model, self.num_envs, threads)
         self._control = self._view("ctrl")
@@ -121,7 +121,6 @@ class BatchEnv(ChunkedVecEnv):
         self._batch.reset(rows.numpy(), stage=mujoco.mjtStage.mjSTAGE_NONE)
         for name, value in values.items():
             self._view(name)[rows] = value.to("cpu", torch.float64)
-        self._batch.forward(rows.numpy())
 
     def state(self) -> dict[str, Tensor]:
         """Physics state of every row: copies of ``time`` (N,) in s, ``qpos`` (N, nq) and ``qvel`` (N, nv)."""

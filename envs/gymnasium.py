@@ -5,8 +5,10 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_rl.envs.base import EnvOptions, require_positive
-from diffpolicy_rl.envs.foreign import ForeignEnv, RowEnv, execute
+from diffpolicy_rl.envs.base import EnvOptions
+from diffpolicy_rl.envs.foreign import ForeignEnv
+from diffpolicy_rl.envs.rows import RowEnv, execute
+from diffpolicy_rl.errors import require_positive
 
 
 class GymnasiumEnv(ForeignEnv):
@@ -30,7 +32,7 @@ class GymnasiumEnv(ForeignEnv):
             UserError: if it cannot be made, has no time limit, its spaces are no Boxes, or a count is below 1.
         """
         num_envs = options.get("num_envs", 1)
-        require_positive(spec_id, "num_envs", num_envs)
+        require_positive(num_envs=num_envs)
         self._envs = [RowEnv(spec_id, settings or {}) for _ in range(num_envs)]
         super().__init__(spec_id, self._envs[0].facts, **options)
         self._table = np.zeros(num_envs, self._row_type)

@@ -22,7 +22,8 @@ def open_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
     """
     problem = _opengl_problem()
     if problem:
-        raise UserError(f"nothing can be rendered ({problem}); install libEGL, or set MUJOCO_GL=osmesa before starting")
+        remedy = "install libEGL, or install libOSMesa and set MUJOCO_GL=osmesa before starting"
+        raise UserError(f"nothing can be rendered ({problem}); {remedy}")
     return mujoco.Renderer(model, _HEIGHT, _WIDTH)
 
 

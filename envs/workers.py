@@ -2,24 +2,22 @@
 
 import contextlib
 import multiprocessing
-import os
-import signal
 import warnings
 import weakref
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, ClassVar, NoReturn, Unpack
 
 import numpy as np
 import torch
 
-from diffpolicy_rl.envs.base import EnvOptions, require_positive
-from diffpolicy_rl.envs.foreign import Facts, ForeignEnv, RowEnv, execute
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.envs.base import EnvOptions
+from diffpolicy_rl.envs.foreign import ForeignEnv
+from diffpolicy_rl.envs.rows import Facts, serve
+from diffpolicy_rl.errors import UserError, require_positive
 
-_PARENT_CHECK_S = 1.0
 _STOP_S = 5.0
+_MAX_CRASHES = 3  # of one worker in a row
 
 
 class WorkersEnv(ForeignEnv):
@@ -55,8 +53,7 @@ class WorkersEnv(ForeignEnv):
         """
         num_envs = options.get("num_envs", 1)
         count = min(torch.get_num_threads() if workers is None else workers, num_envs)
-        require_positive(spec_id, "num_envs", num_envs)
-        require_positive(spec_id, "workers", count)
+        require_positive(num_envs=num_envs, workers=count)
         bounds = [num_envs * index // count for index in range(count + 1)]
         self._workers = [_Worker(spec_id, settings or {}, slice(*pair)) for pair in pairwise(bounds)]
         self.worker_restarts = 0
@@ -80,34 +77,33 @@ class WorkersEnv(ForeignEnv):
     def _execute(self, command: str) -> None:
         for worker in self._workers:
             worker.send(command)
-        for crashed in [worker for worker in self._workers if not worker.wait()]:
-            self._replace(crashed, command)
+        for worker, lived in [(worker, worker.wait()) for worker in self._workers]:
+            worker.crashes = 0 if lived else worker.crashes + 1
+            if not lived:
+                self._replace(worker, command)
 
     def _replace(self, worker: "_Worker", command: str) -> None:
-        """Start a crashed worker anew, and its rows' episodes with it."""
+        """Start a crashed worker anew and repeat the command, by which it truncates the episodes it does not have."""
         self.worker_restarts += 1
         rows = worker.rows
+        if worker.crashes == _MAX_CRASHES:
+            raise UserError(
+                f"{self.spec_id}: the worker of rows {rows.start} to {rows.stop - 1} crashed {worker.crashes} times "
+                "in a row; try backend='gymnasium' to see why"
+            )
         warnings.warn(
             f"{self.spec_id}: the worker of rows {rows.start} to {rows.stop - 1} crashed and is restarted "
-            f"(restart {self.worker_restarts} of this run); its episodes are truncated.",
+            f"(restart {self.worker_restarts} of this run); its episodes are truncated",
             RuntimeWarning,
             stacklevel=2,
         )
-        if command == "run":
-            self._truncate(rows)
+        self._table[rows]["obs"][:, 0] = self._window[rows, -1]  # where its episodes come back truncated
         worker.start()
         worker.facts()
         worker.attach(self._memory, self._row_type)
-        worker.send("restart")
+        worker.send(command)
         if not worker.wait():
             raise UserError(f"{self.spec_id}: a worker crashed again on reset; try backend='gymnasium' to see why")
-
-    def _truncate(self, rows: slice) -> None:
-        """Write what a lost chunk comes back as, and ask for new episodes."""
-        lost = self._table[rows]
-        lost["obs"][:, 0] = self._window[rows, -1]
-        lost["rewards"], lost["executed"], lost["success"] = 0.0, 1, -1
-        lost["terminated"], lost["truncated"], lost["restart"] = False, True, True
 
     def render(self) -> NoReturn:
         """Refuse: frames are large, and rendering is for looking at one environment."""
@@ -131,10 +127,11 @@ class _Worker:
 
     Attributes:
         rows: the rows of the table it holds.
+        crashes: how many times it crashed since it last finished a command.
     """
 
     def __init__(self, env_id: str, settings: dict[str, Any], rows: slice) -> None:
-        self.rows = rows
+        self.rows, self.crashes = rows, 0
         self._env_id, self._settings = env_id, settings
         self.start()
 
@@ -143,7 +140,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, self._env_id, self._settings, self.rows)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         # Only the worker may hold its end: then its death, however it comes, ends our wait.
         theirs.close()
@@ -180,31 +177,3 @@ class _Worker:
         self._process.join(_STOP_S)
         self._process.kill()
         self._process.join()
-
-
-def _serve(pipe: Connection, env_id: str, settings: dict[str, Any], rows: slice) -> None:
-    """A worker's life: make the environments, then execute commands until the parent hangs up or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with contextlib.suppress(EOFError, ConnectionError):
-        try:
-            envs = [RowEnv(env_id, settings) for _ in range(rows.stop - rows.start)]
-        except UserError as error:
-            return pipe.send(error)
-        pipe.send(envs[0].facts)
-        name, row_type = pipe.recv()
-        memory = SharedMemory(name)
-        table = np.ndarray(rows.stop, row_type, buffer=memory.buf)[rows]
-        while command := _next_command(pipe):
-            execute(command, envs, table)
-            pipe.send_bytes(b"done")
-        for env in envs:
-            env.close()
-
-
-def _next_command(pipe: Connection) -> str:
-    """The parent's next command, or "" once the parent is gone."""
-    parent = multiprocessing.parent_process()
-    while not pipe.poll(_PARENT_CHECK_S):
-        if parent is None or os.getppid() != parent.pid:
-            return ""
-    return pipe.recv_bytes().decode()

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from diffpolicy_rl import make_env
-from diffpolicy_rl.envs.tasks import TASKS
-
-STEPS = 1000
+from diffpolicy_rl.envs.tasks import TASKS, Physics
 
 
 def copy_state(reference, env, row=0):
@@ -18,16 +16,16 @@ def copy_state(reference, env, row=0):
     reference.unwrapped.set_state(state["qpos"][row].numpy(), state["qvel"][row].numpy())
 
 
-@pytest.mark.parametrize("env_id", TASKS)
-def test_a_thousand_steps_equal_gymnasium(env_id):
-    reference = gymnasium.make(env_id)
-    env = make_env(env_id, num_envs=1, dtype=torch.float64, seed=3)
+def step_both(env_id, steps, **settings):
+    """Step our environment and Gymnasium's by the same random actions and compare; return how many episodes ended."""
+    reference = gymnasium.make(env_id, **settings)
+    env = make_env(env_id, num_envs=1, dtype=torch.float64, seed=3, **settings)
     rng = np.random.default_rng(0)
     obs, _ = env.reset()
     copy_state(reference, env)
     np.testing.assert_array_equal(obs[0].numpy(), reference.unwrapped._get_obs())
     ended = 0
-    for _ in range(STEPS):
+    for _ in range(steps):
         action = rng.uniform(-1.2, 1.2, env.single_action_space.shape)  # some lie outside the Box
         action = np.clip(action, env.single_action_space.low, env.single_action_space.high)
         expected, reward, terminated, truncated, _ = reference.step(action)
@@ -42,7 +40,69 @@ def test_a_thousand_steps_equal_gymnasium(env_id):
         else:
             np.testing.assert_array_equal(env.state()["qpos"][0].numpy(), qpos)
             np.testing.assert_array_equal(env.state()["qvel"][0].numpy(), qvel)
-    assert ended > 0
+    return ended
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+def test_a_thousand_steps_equal_gymnasium(env_id):
+    assert step_both(env_id, 1000) > 0
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [
+        ("Hopper-v5", {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.5, "healthy_reward": 3.0}),
+        ("Hopper-v5", {"frame_skip": 2, "max_episode_steps": 70}),
+        ("Walker2d-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 70}),
+        ("HalfCheetah-v5", {"exclude_current_positions_from_observation": False, "max_episode_steps": 70}),
+        ("Swimmer-v5", {"exclude_current_positions_from_observation": False, "max_episode_steps": 70}),
+    ],
+)
+def test_settings_mean_what_they_mean_to_gymnasium(env_id, settings):
+    assert step_both(env_id, 200, **settings) > 0
+
+
+def test_steps_from_a_state_in_contact_equal_gymnasium():
+    """Setting a state makes the solver forget, as Gymnasium's reset does, and the step computes all it needs."""
+    rows = 16
+    reference = gymnasium.make("Walker2d-v5")
+    env = make_env("Walker2d-v5", num_envs=rows, dtype=torch.float64, terminate_when_unhealthy=False)
+    env.reset(seed=0)
+    moves = 2 * torch.rand(rows, 61, 6, dtype=torch.float64) - 1
+    for move in moves[:, :60].unsqueeze(2).unbind(1):
+        env.step(move)
+    env.set_state(**env.state())
+    expected, contacts = [], 0
+    for row in range(rows):
+        copy_state(reference, env, row)
+        contacts += reference.unwrapped.data.ncon
+        expected.append(reference.step(moves[row, 60].numpy())[0])
+    assert contacts >= rows
+    np.testing.assert_array_equal(env.step(moves[:, 60:])[0].numpy(), np.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [("Hopper-v5", {}), ("Hopper-v5", {"healthy_angle_range": (-1e9, 1e9)}), ("Walker2d-v5", {})],
+)
+def test_what_is_healthy_equals_gymnasium(env_id, settings):
+    reference, task = gymnasium.make(env_id, **settings).unwrapped, TASKS[env_id](**settings)
+    nq, nv = task.model.nq, task.model.nv
+    rng = np.random.default_rng(0)
+    upright = np.zeros(nq + nv)
+    upright[1] = 1.25
+    edges = [(1, 0.7), (1, 0.8), (1, 2.0), (2, 0.2), (2, -0.2), (2, 1.0), (2, -1.0)]  # the intervals are open
+    states = [upright + scale * rng.normal(size=nq + nv) for scale in (0.1, 0.5, 50) for _ in range(100)]
+    for index, value in [*edges, *((index, value) for index in range(nq + nv) for value in (-150.0, 99.0, 150.0))]:
+        states.append(upright.copy())
+        states[-1][index] = value
+    verdicts = []
+    for state in states:
+        reference.data.qpos[:], reference.data.qvel[:] = state[:nq], state[nq:]
+        verdicts.append(bool(reference.is_healthy))
+    ours = task.healthy(Physics(*torch.from_numpy(np.stack(states)).split([nq, nv], dim=1)))
+    assert ours.tolist() == verdicts
+    assert len(set(verdicts)) == 2
 
 
 @pytest.mark.parametrize("env_id", TASKS)
@@ -73,12 +133,22 @@ def test_initial_states_are_distributed_as_gymnasium_s(env_id):
     assert ((ours - theirs.mean(0)).abs().amax(0) / std)[bounded].max() < 1.9
 
 
-def test_a_task_s_settings_are_gymnasium_s():
-    settings = {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.5, "healthy_reward": 3.0}
-    reference = gymnasium.make("Hopper-v5", **settings)
-    env = make_env("Hopper-v5", dtype=torch.float64, **settings)
-    env.reset()
-    copy_state(reference, env)
-    action = np.full(3, 0.5)
-    _, ours, *_ = env.step(torch.from_numpy(action).view(1, 1, 3))
-    assert abs(ours.item() - reference.step(action)[1]) <= 1e-12
+@pytest.mark.parametrize(
+    ("env_id", "noise", "velocity"),
+    [
+        ("Hopper-v5", 5e-3, 5e-3 * 0.95),
+        ("Walker2d-v5", 5e-3, 5e-3 * 0.95),
+        ("HalfCheetah-v5", 0.1, 0.1 * 1.959963984540054),  # the normal distribution's 97.5 % quantile
+        ("Swimmer-v5", 0.1, 0.1 * 0.95),
+    ],
+)
+def test_initial_states_by_hand(env_id, noise, velocity):
+    task = TASKS[env_id]()
+    rest = torch.from_numpy(task.model.qpos0)
+    rows, size = torch.tensor([0.5, 0.975, 0.025, 1e-12], dtype=torch.float64), task.model.nq + task.model.nv
+    start = task.initial_state(rows[:, None].expand(4, size))
+    position = torch.tensor([0.0, 0.95 * noise, -0.95 * noise, -noise], dtype=torch.float64)
+    torch.testing.assert_close(start.qpos - rest, position[:, None].expand(4, task.model.nq), rtol=0, atol=1e-12)
+    speeds = torch.tensor([0.0, velocity, -velocity], dtype=torch.float64)
+    torch.testing.assert_close(start.qvel[:3], speeds[:, None].expand(3, task.model.nv), rtol=0, atol=1e-12)
+    assert start.qvel.isfinite().all()

@@ -30,6 +30,14 @@ class DictObs(Counter):
     observation_space = Dict({"t": Counter.observation_space})
 
 
+class Passing(Counter):
+    """It is a success at the second step alone, and goes on."""
+
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, False, False, {"success": self.t == 2}
+
+
 class Broken(Counter):
     """Its observation stops being a number at the third step."""
 
@@ -37,6 +45,29 @@ class Broken(Counter):
         return np.array([self.t, np.nan if self.t == 3 else 0.0])
 
 
-for name, env in {"ToyCounter-v0": Counter, "ToyDict-v0": DictObs, "ToyBroken-v0": Broken}.items():
-    gymnasium.register(name, env, max_episode_steps=6)
+class Raising(Counter):
+    """No step of it works."""
+
+    def step(self, action):
+        raise RuntimeError("simulator failure")
+
+
+class Matrix(gymnasium.Env):
+    """The observation (2, 2) holds the summed actions (2, 1), in two columns."""
+
+    action_space = Box(-1.0, 1.0, (2, 1))
+    observation_space = Box(-np.inf, np.inf, (2, 2))
+
+    def reset(self, *, seed=None, options=None):
+        self.sum = np.zeros((2, 1), np.float32)
+        return np.tile(self.sum, 2), {}
+
+    def step(self, action):
+        assert action.shape == (2, 1)
+        self.sum = self.sum + action
+        return np.tile(self.sum, 2), 0.0, False, False, {}
+
+
+for env in (Counter, Matrix, DictObs, Passing, Broken, Raising):
+    gymnasium.register(f"Toy{env.__name__}-v0", env, max_episode_steps=6)
 gymnasium.register("ToyEndless-v0", Counter)
