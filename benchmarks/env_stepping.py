@@ -1,6 +1,7 @@
 """Env steps per CPU second: our batch backend against Gymnasium's vector environments, children included."""
 
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffpolicy_rl.envs.batch import BatchEnv
 from diffpolicy_rl.envs.quiet import quiet_mujoco
 from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.threads import torch_threads
 
 _COMPARED = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
 _CHUNK = 4
@@ -24,23 +26,28 @@ _CHUNK = 4
 def compare(num_envs: int, seconds: float, repeats: int) -> dict[str, Figures]:
     """For each task: env steps per CPU second of ``ours``, ``sync`` and ``async``, and the ratios ours / theirs.
 
-    All three play the same random actions, reset included, with one physics thread; they take turns.
+    All three play random actions, resets included, on one thread; they take turns, and the median turn of each counts.
+    Theirs are in Gymnasium's default mode, in which a call that only resets an environment is counted as its step.
+
+    Args:
+        num_envs: N, of each side.
+        seconds: spent on each side of each task, all turns together.
+        repeats: turns.
     """
-    return {env_id: _compare_task(env_id, num_envs, seconds, repeats) for env_id in _COMPARED}
+    with torch_threads(1):
+        return {env_id: _compare_task(env_id, num_envs, seconds, repeats) for env_id in _COMPARED}
 
 
 def _compare_task(env_id: str, num_envs: int, seconds: float, repeats: int) -> Figures:
     check_equal_work(env_id)
     sides = {"ours": Ours(env_id, num_envs)} | {mode: Theirs(env_id, num_envs, mode) for mode in ("sync", "async")}
-    totals = {name: [0.0, 0.0] for name in sides}
+    turns: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            steps, cpu = _steps_and_cpu(side, seconds / repeats)
-            totals[name][0] += steps
-            totals[name][1] += cpu
+            turns[name].append(_rate(side, seconds / repeats))
     for side in sides.values():
         side.close()
-    rates = {name: steps / cpu for name, (steps, cpu) in totals.items()}
+    rates = {name: statistics.median(values) for name, values in turns.items()}
     return rates | {f"ours/{mode}": rates["ours"] / rates[mode] for mode in ("sync", "async")}
 
 
@@ -111,11 +118,12 @@ def _cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _steps_and_cpu(side: Ours | Theirs, seconds: float) -> tuple[int, float]:
+def _rate(side: Ours | Theirs, seconds: float) -> float:
+    """Env steps per CPU second; goes on until some CPU time has been counted, however short the turn."""
     before, steps, began = side.cpu(), 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < seconds or side.cpu() == before:
         steps += side.step()
-    return steps, side.cpu() - before
+    return steps / (side.cpu() - before)
 
 
 def check_equal_work(env_id: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
+from diffpolicy_rl.training.threads import torch_threads
 
 Figures = dict[str, float]
 
@@ -26,15 +26,41 @@ def take_turns(sides: dict[str, Callable[[], object]], repeats: int) -> Figures:
 
 def with_plain_fp32(run: Callable[[], object]) -> Callable[[], object]:
     """The same work with torch's own choice of fp32 kernels, as a program has it that does not choose."""
+    matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 
     def plain() -> None:
-        torch.backends.mkldnn.matmul.fp32_precision = "none"  # pyright: ignore[reportAttributeAccessIssue]
+        # The choice is put back as it was, not probed for again: the probe's products would be timed too.
+        chosen, matmul.fp32_precision = matmul.fp32_precision, "none"
         try:
             run()
         finally:
-            use_fast_fp32()
+            matmul.fp32_precision = chosen
 
     return plain
+
+
+def against_textbook(
+    ours: Callable[[], object], textbook: Callable[[], object], repeats: int, calls: int = 1
+) -> Figures:
+    """Milliseconds per call of both sides, and how many times longer the textbook's takes.
+
+    ``textbook`` has torch's own choice of fp32 kernels; ``textbook_same_gemm`` has ours, so that its ratio holds what
+    the code alone gains.
+    """
+
+    def several(run: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [run() for _ in range(calls)]
+
+    seconds = take_turns(
+        {
+            "ours": several(ours),
+            "textbook": with_plain_fp32(several(textbook)),
+            "textbook_same_gemm": several(textbook),
+        },
+        repeats,
+    )
+    ratios = {f"{name}/ours": value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
+    return {f"{name}_ms": 1e3 * value / calls for name, value in seconds.items()} | ratios
 
 
 def gemm_rates(threads: int, repeats: int) -> Figures:

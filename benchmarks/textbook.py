@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from diffpolicy_rl.agents.reinflow import ReinFlow
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.mlp import DenoisingMLP
 from diffpolicy_rl.policies.std import LearnedStd
 
@@ -48,12 +49,23 @@ class TextbookReinFlow:
         self.actor_optimizer = torch.optim.Adam([*self.net.parameters(), *self.noise_net.parameters()], agent.config.lr)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), agent.config.critic_lr)
 
+    def mean(self, x: Tensor, k: int, cond: Tensor) -> Tensor:
+        """Where move k leads from states (B, H, D) without noise."""
+        t = torch.full((len(x),), k / self.steps)
+        return (x + self.net(x, t, cond) / self.steps).clamp(-1, 1)
+
     def move(self, x: Tensor, k: int, cond: Tensor) -> Normal:
         """Distribution of the state after move k, from states (B, H, D)."""
-        t = torch.full((len(x),), k / self.steps)
-        mean = (x + self.net(x, t, cond) / self.steps).clamp(-1, 1)
-        squashed = (1 + torch.tanh(self.noise_net(t[:1], cond)[:, 0])) / 2
-        return Normal(mean, self.low * (self.high / self.low) ** squashed)
+        squashed = (1 + torch.tanh(self.noise_net(torch.tensor([k / self.steps]), cond)[:, 0])) / 2
+        return Normal(self.mean(x, k, cond), self.low * (self.high / self.low) ** squashed)
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Chunks (B, H, D) without exploration, from initial noise (B, H, D)."""
+        cond, x = self.normalizer(obs), noise
+        for k in range(self.steps):
+            x = self.mean(x, k, cond)
+        return x
 
     @torch.no_grad()
     def sample_chain(self, obs: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,3 +108,64 @@ class TextbookReinFlow:
         loss.backward()
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
         optimizer.step()
+
+
+def check_equal_samples(agent: ReinFlow, textbook: TextbookReinFlow, obs: Tensor) -> None:
+    """Raise UserError unless equal noise gives both sides equal chains, densities and samples, within 1e-5.
+
+    Args:
+        agent: our side.
+        textbook: the other one.
+        obs: raw observations (B, O).
+    """
+    policy = agent.policy
+    shape = (len(obs), policy.steps + 1, *policy.action_shape)
+    unit = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    chain, log_prob = policy.sample_chain(obs, generator=torch.Generator().manual_seed(0))
+    states, densities = textbook.sample_chain(obs, unit)
+    with torch.no_grad():
+        chunks = policy.sample(obs, unit[:, 0])
+    _require("chains differ", (chain.states - states).abs().max().item(), 1e-5)
+    _require("log-densities differ", (log_prob - densities).abs().max().item(), 1e-5)
+    _require("noise-free samples differ", (chunks - textbook.sample(obs, unit[:, 0])).abs().max().item(), 1e-5)
+
+
+def check_equal_gradients(agent: ReinFlow, textbook: TextbookReinFlow, batch: Batch) -> None:
+    """Raise UserError unless a minibatch gives both sides equal policy gradients, within 1e-4 of each tensor's norm."""
+    agent._policy_loss(batch)[0].backward()
+    textbook.policy_loss(batch).backward()
+    for name, (ours, theirs) in gradients(agent, textbook).items():
+        error = (ours - theirs).norm() / theirs.norm().clamp(min=1e-12)
+        _require(f"gradients of {name} differ", error.item(), 1e-4)
+    for module in (agent.policy, textbook.net, textbook.noise_net):
+        module.zero_grad()
+
+
+def gradients(agent: ReinFlow, textbook: TextbookReinFlow) -> dict[str, tuple[Tensor, Tensor]]:
+    """The gradients that both sides hold, ours and theirs, by name."""
+    net, rule = agent.policy.net, agent.policy.std_rule
+    assert isinstance(net, DenoisingMLP)
+    assert isinstance(rule, LearnedStd)
+    parts = (net.action_in, net.time_in, net.cond_in)
+    first = torch.cat([_gradient(part.weight) for part in parts], dim=1), _gradient(textbook.net.first.weight)
+    bias = _gradient(net.action_in.bias), _gradient(textbook.net.first.bias)
+    pairs = {"the first layer": first, "the first layer's bias": bias}
+    modules = {
+        "time": (net.time, textbook.net.time),
+        "trunk": (net.trunk, textbook.net.trunk),
+        "noise net": (rule.net, textbook.noise_net),
+    }
+    for name, (ours, theirs) in modules.items():
+        for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            pairs[f"{name} {key}"] = _gradient(a), _gradient(b)
+    return pairs
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _require(what: str, error: float, tolerance: float) -> None:
+    if not error <= tolerance:
+        raise UserError(f"the two sides do not do the same work: their {what} by {error:.1e}, above {tolerance:.0e}")

@@ -1,20 +1,23 @@
 """How fast: ``python -m benchmarks.throughput env|sample|update|end_to_end|all [key=value ...]``."""
 
+import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from benchmarks import env_stepping
-from benchmarks.measure import Figures, gemm_rates, take_turns, with_plain_fp32
-from benchmarks.textbook import TextbookReinFlow
+from benchmarks.measure import Figures, against_textbook, gemm_rates
+from benchmarks.textbook import TextbookReinFlow, check_equal_gradients, check_equal_samples
 from diffpolicy_rl import cli
 from diffpolicy_rl.agents.reinflow import ReinFlow
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.training.build import build_env, build_policy, spec_of
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
@@ -38,9 +41,9 @@ class ThroughputConfig:
         decisions: T, decisions of each env per iteration.
         batch: PPO samples per gradient step.
         epochs: passes over a rollout.
-        threads: torch threads of the update; rollouts run on one, physics on as many as torch has.
+        threads: torch threads of the update and physics threads; torch itself rolls out on one.
         repeats: measurements of each side, of which the median counts.
-        seconds: spent on each vector environment.
+        seconds: spent on each vector environment of each task.
         out: a JSON file for the figures.
     """
 
@@ -56,19 +59,24 @@ class ThroughputConfig:
     seconds: float = 6.0
     out: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse counts that nothing could be measured with."""
+        counts = ("num_envs", "decisions", "batch", "epochs", "threads", "repeats", "seconds")
+        require_positive(**{name: getattr(self, name) for name in counts})
+
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     config = cli.parse(ThroughputConfig, argv, _USAGE, "part")
     parts = list(PARTS) if config.part == "all" else [config.part]
-    use_fast_fp32()
-    report: dict[str, Any] = {"settings": asdict(config), "machine": machine(), "versions": versions()}
-    report |= gemm_rates(config.threads, config.repeats)
+    report: dict[str, Any] = {"fast_fp32": use_fast_fp32(), "settings": dataclasses.asdict(config)}
+    report |= {"machine": machine(), "versions": versions()} | gemm_rates(config.threads, config.repeats)
     for part in parts:
         report[part] = PARTS[part](config)
         print(f"{part}:")
         _show(report[part], "  ")
     _show({name: value for name, value in report.items() if name.startswith("gemm")}, "")
+    print(f"threads {config.threads} of {report['machine']['cores']} cores, torch {torch.__version__}")
     if config.out:
         write_text(Path(config.out), json.dumps(report, indent=1) + "\n")
 
@@ -87,46 +95,47 @@ def env(config: ThroughputConfig) -> dict[str, Figures]:
     return env_stepping.compare(config.num_envs, config.seconds, config.repeats)
 
 
-def sample(config: ThroughputConfig) -> Figures:
-    """Drawing chains for N observations, one thread: milliseconds, and the ratio to the textbook's."""
-    agent, obs = _online(config), torch.randn(config.num_envs, 11)
-    textbook = _textbook(agent)
-    unit = torch.randn(len(obs), agent.policy.steps + 1, *agent.policy.action_shape)
-
-    def calls(draw: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [draw() for _ in range(100)]
-
+def sample(config: ThroughputConfig) -> dict[str, Figures]:
+    """Drawing for N observations on one thread, against the textbook: chains, and samples without exploration."""
+    phase = _phase(config)
+    agent, textbook = _sides(phase)
+    assert phase.rollout is not None
+    obs, _ = phase.rollout.env.reset(seed=0)
+    assert isinstance(obs, Tensor)
+    shape = (len(obs), agent.policy.steps + 1, *agent.policy.action_shape)
+    noise = torch.randn(len(obs), *agent.policy.action_shape)
     with torch_threads(1), torch.inference_mode():
-        seconds = take_turns(
-            {
-                "ours": calls(lambda: agent.policy.sample_chain(obs, generator=agent.generator)),
-                "textbook": with_plain_fp32(calls(lambda: textbook.sample_chain(obs, unit))),
-            },
-            config.repeats,
-        )
-    return _ratio({name: 10 * value for name, value in seconds.items()})
+        check_equal_samples(agent, textbook, obs)
+        return {
+            "chain": against_textbook(
+                lambda: agent.policy.sample_chain(obs, generator=agent.generator),
+                lambda: textbook.sample_chain(obs, torch.randn(shape)),
+                config.repeats,
+                calls=100,
+            ),
+            "noise_free": against_textbook(
+                lambda: agent.policy.sample(obs, noise),
+                lambda: textbook.sample(obs, noise),
+                config.repeats,
+                calls=100,
+            ),
+        }
 
 
 def update(config: ThroughputConfig) -> Figures:
-    """One update from one rollout: milliseconds, and the ratio to the textbook's (which is given the advantages)."""
+    """One update from one rollout, against the textbook's, which is given the advantages."""
     phase = _phase(config)
-    agent, rollout = phase.agent, phase.rollout
-    textbook = _textbook(agent)
-    assert isinstance(agent, ReinFlow)
-    assert rollout is not None
-    buffer = rollout.collect(agent)
+    agent, textbook = _sides(phase)
+    assert phase.rollout is not None
+    with torch_threads(1):
+        buffer = phase.rollout.collect(agent)
+    # The same rollout is learned from again and again: no side may stop early because of how far it has come.
+    agent.config = dataclasses.replace(agent.config, target_kl=math.inf)
     prepared = agent._prepare(buffer)
     with torch_threads(config.threads):
-        seconds = take_turns(
-            {"ours": lambda: agent.update(buffer), "textbook": with_plain_fp32(lambda: textbook.update(prepared))},
-            config.repeats,
-        )
-    return _ratio({name: 1e3 * value for name, value in seconds.items()})
-
-
-def _ratio(milliseconds: Figures) -> Figures:
-    ratio = milliseconds["textbook"] / milliseconds["ours"]
-    return {f"{name}_ms": value for name, value in milliseconds.items()} | {"textbook/ours": ratio}
+        first = {name: field[: config.batch] for name, field in prepared.items()}
+        check_equal_gradients(agent, textbook, first)
+        return against_textbook(lambda: agent.update(buffer), lambda: textbook.update(prepared), config.repeats)
 
 
 def end_to_end(config: ThroughputConfig) -> Figures:
@@ -164,29 +173,27 @@ def _timed(owner: Any, method: str) -> list[float]:
 
 
 def _phase(config: ThroughputConfig) -> Phase:
-    """The online phase of a run, after a little cloning."""
+    """The online phase of a run, after a little cloning where there are demonstrations."""
     words = [f"agent={config.agent}", f"env={config.env}", f"env.num_envs={config.num_envs}"]
     words += [f"budget.decisions={config.decisions}", f"threads={config.threads}"]
     words += [f"agent.minibatch={config.batch}", f"agent.epochs={config.epochs}"]
     (run,) = compose(words, sweep=False)
     env = build_env(run, config.num_envs)
     spec = spec_of(env)
-    cloning = Phase(run, "bc", build_policy(run.policy, spec, run.seed), env, spec)
-    for _ in range(_CLONING):
-        cloning.iterate(config.threads, {"rollout": 0.0, "update": 0.0})
-    return Phase(run, "online", cloning.agent.policy, env, spec)
+    policy = build_policy(run.policy, spec, run.seed)
+    if run.data.path is not None:
+        cloning = Phase(run, "bc", policy, env, spec)
+        for _ in range(_CLONING):
+            cloning.iterate(config.threads, {"rollout": 0.0, "update": 0.0})
+        policy = cloning.agent.policy
+    return Phase(run, "online", policy, env, spec)
 
 
-def _online(config: ThroughputConfig) -> ReinFlow:
-    agent = _phase(config).agent
-    assert isinstance(agent, ReinFlow)
-    return agent
-
-
-def _textbook(agent: Any) -> TextbookReinFlow:
+def _sides(phase: Phase) -> tuple[ReinFlow, TextbookReinFlow]:
+    agent: object = phase.agent
     if not isinstance(agent, ReinFlow):
         raise UserError("the textbook implementation is of agent=reinflow; use it with sample and update")
-    return TextbookReinFlow(agent)
+    return agent, TextbookReinFlow(agent)
 
 
 PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {

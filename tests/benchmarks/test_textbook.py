@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.textbook import TextbookReinFlow
+from benchmarks.textbook import TextbookReinFlow, check_equal_gradients, check_equal_samples, gradients
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.flow import RectifiedFlow
 
 ROWS = 64
@@ -44,14 +45,35 @@ def test_losses_and_gradients_agree_away_from_the_first_step(sides):
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     ours.backward()
     theirs.backward()
-    net = agent.policy.net
-    first = torch.cat([net.action_in.weight.grad, net.time_in.weight.grad, net.cond_in.weight.grad], dim=1)
-    torch.testing.assert_close(first, textbook.net.first.weight.grad, atol=1e-6, rtol=1e-4)
-    for a, b in zip(net.trunk.parameters(), textbook.net.trunk.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
-    for a, b in zip(agent.policy.std_rule.net.parameters(), textbook.noise_net.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
-    assert first.abs().max() > 1e-4
+    pairs = gradients(agent, textbook)
+    for a, b in pairs.values():
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    held = [*textbook.net.parameters(), *textbook.noise_net.parameters()]
+    assert sum(b.numel() for _, b in pairs.values()) == sum(parameter.numel() for parameter in held)
+    assert pairs["the first layer"][0].abs().max() > 1e-4
+
+
+def test_a_side_that_does_other_work_is_refused(sides):
+    agent, textbook = sides
+    obs = torch.randn(ROWS, 3)
+    batch, _ = rollout(agent, obs)
+    check_equal_samples(agent, textbook, obs)
+    check_equal_gradients(agent, textbook, batch)
+    assert all(parameter.grad is None for parameter in agent.policy.parameters())
+    with torch.no_grad():
+        textbook.noise_net.layers[-1].bias += 0.01
+    with pytest.raises(UserError, match=r"do not do the same work: their chains differ by .*, above 1e-05"):
+        check_equal_samples(agent, textbook, obs)
+    with pytest.raises(UserError, match=r"their gradients of .* differ by .*, above 1e-04"):
+        check_equal_gradients(agent, textbook, batch)
+
+
+def test_noise_free_samples_are_compared_too(sides):
+    agent, textbook = sides
+    obs = torch.randn(ROWS, 3)
+    textbook.sample = lambda obs, noise: noise
+    with pytest.raises(UserError, match="noise-free samples differ"):
+        check_equal_samples(agent, textbook, obs)
 
 
 def test_an_update_makes_the_same_number_of_steps(sides):

@@ -1,20 +1,37 @@
 import json
+import math
 import time
 
 import pytest
+import torch
 
 from benchmarks import env_stepping, throughput
-from benchmarks.measure import take_turns
+from benchmarks.measure import against_textbook, take_turns, with_plain_fp32
 from diffpolicy_rl.errors import UserError
 
 SMALL = ["num_envs=4", "decisions=4", "batch=8", "epochs=1", "threads=1", "repeats=1", "seconds=0.2"]
+SIDES = {"ours_ms", "textbook_ms", "textbook_same_gemm_ms", "textbook/ours", "textbook_same_gemm/ours"}
+MATMUL = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_before():
+    before = MATMUL.fp32_precision
+    yield
+    MATMUL.fp32_precision = before
+
+
+def figures_in(tree):
+    """All numbers of nested figures."""
+    return [n for value in tree.values() for n in (figures_in(value) if isinstance(value, dict) else [value])]
 
 
 @pytest.mark.parametrize(
     ("part", "keys"),
     [
-        ("sample", {"ours_ms", "textbook_ms", "textbook/ours"}),
-        ("update", {"ours_ms", "textbook_ms", "textbook/ours"}),
+        ("env", {"Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"}),
+        ("sample", {"chain", "noise_free"}),
+        ("update", SIDES),
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
     ],
 )
@@ -22,13 +39,28 @@ def test_parts_report_their_figures(part, keys, tmp_path, capsys):
     throughput.main([part, *SMALL, f"out={tmp_path / 'figures.json'}"])
     report = json.loads((tmp_path / "figures.json").read_text())
     assert report[part].keys() == keys
-    assert all(value > 0 for value in report[part].values())
+    assert all(value > 0 and math.isfinite(value) for value in figures_in(report[part]))
     assert report["gemm_gflops_ours"] > 0
+    assert report["gemm_gflops_plain"] > 0
     assert report["settings"]["decisions"] == 4
+    assert report["versions"]["torch"]
     printed = capsys.readouterr().out
-    assert all(f"  {key} " in printed for key in keys)
+    assert all(f"  {key}" in printed for key in keys)
+    assert "threads 1 of " in printed
+    if part == "env":
+        keys = {"ours", "sync", "async", "ours/sync", "ours/async"}
+        assert all(task.keys() == keys for task in report[part].values())
+    if part == "sample":
+        assert all(figures.keys() == SIDES for figures in report[part].values())
     if part == "end_to_end":
         assert sum(report[part][f"share_{name}"] for name in ("sampling", "env", "update")) <= 1.0
+
+
+@pytest.mark.parametrize("env", ["halfcheetah", "walker2d"])
+def test_other_tasks_are_measured_with_or_without_demonstrations(env, tmp_path):
+    for part in ("sample", "end_to_end"):
+        throughput.main([part, f"env={env}", *SMALL, f"out={tmp_path / part}"])
+        assert all(value > 0 for value in figures_in(json.loads((tmp_path / part).read_text())[part]))
 
 
 def test_env_steps_are_counted_alike_on_both_sides():
@@ -58,11 +90,32 @@ def test_turns_are_taken():
     assert seconds.keys() == {"a", "b"}
 
 
+def test_the_other_side_chooses_its_own_kernels_and_the_choice_is_put_back():
+    MATMUL.fp32_precision, seen = "bf16", []
+    with_plain_fp32(lambda: seen.append(MATMUL.fp32_precision))()
+    assert (seen, MATMUL.fp32_precision) == (["none"], "bf16")
+    with pytest.raises(ZeroDivisionError):
+        with_plain_fp32(lambda: 1 / 0)()
+    assert MATMUL.fp32_precision == "bf16"
+
+
+def test_ratios_say_how_much_longer_the_textbook_takes():
+    ours, textbook = (lambda: time.sleep(0.001)), (lambda: time.sleep(0.004))
+    figures = against_textbook(ours, textbook, repeats=3, calls=2)
+    assert figures.keys() == SIDES
+    assert figures["ours_ms"] >= 1
+    assert figures["textbook_ms"] >= 4
+    assert figures["textbook/ours"] == pytest.approx(figures["textbook_ms"] / figures["ours_ms"])
+    assert figures["textbook_same_gemm/ours"] > 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["updat"], "part=updat is not a choice; did you mean 'update'"),
         (["update", "batsh=3"], "there is no setting batsh; did you mean 'batch'"),
+        (["env", "repeats=0"], "repeats=0 must be above 0"),
+        (["sample", "threads=0"], "threads=0 must be above 0"),
         (["end_to_end", "agent=bc"], "there is no setting agent.minibatch"),
         (["sample", "agent=nothing"], "there is no agent 'nothing'"),
     ],
