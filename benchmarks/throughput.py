@@ -23,7 +23,7 @@ from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
-from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
+from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
 _USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|all [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
@@ -69,7 +69,11 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     config = cli.parse(ThroughputConfig, argv, _USAGE, "part")
     parts = list(PARTS) if config.part == "all" else [config.part]
-    report: dict[str, Any] = {"fast_fp32": use_fast_fp32(), "settings": dataclasses.asdict(config)}
+    report: dict[str, Any] = {
+        "fast_fp32": use_fast_fp32(),
+        "keeps_memory": keep_freed_memory(),
+        "settings": dataclasses.asdict(config),
+    }
     report |= {"machine": machine(), "versions": versions()} | gemm_rates(config.threads, config.repeats)
     for part in parts:
         report[part] = PARTS[part](config)

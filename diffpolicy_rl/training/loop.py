@@ -17,7 +17,7 @@ from diffpolicy_rl.training.logger import Console, Logger
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent, load_base
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
-from diffpolicy_rl.training.threads import available_cores, use_fast_fp32
+from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, use_fast_fp32
 from diffpolicy_rl.types import DeployedPolicy, State, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0
@@ -43,6 +43,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: Path, resume: bool) -> None:
         use_fast_fp32()
+        keep_freed_memory()
         self.config, self.folder = config, folder
         self.threads = config.threads or available_cores()
         self.checkpoints = Checkpoints(folder / "checkpoints")

@@ -1,10 +1,11 @@
-"""Explicit thread counts, and the fastest exact fp32 matrix product the machine has.
+"""Explicit thread counts, the fastest exact fp32 matrix product the machine has, and memory that is not given back.
 
 Rollouts run on one torch thread: a second one spins between the small products and slows the physics threads down.
 Updates use every core.
 """
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 
@@ -43,3 +44,15 @@ def use_fast_fp32() -> bool:
         return True
     matmul.fp32_precision = before
     return False
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next tensor; returns whether it does.
+
+    By default it hands blocks of megabytes back at once, and every activation of an update touches fresh pages.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, at most 32 MiB, and M_TRIM_THRESHOLD
+    return bool(mallopt(map_threshold, 32 * 2**20)) and bool(mallopt(trim_threshold, 2**30))
