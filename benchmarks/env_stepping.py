@@ -27,7 +27,6 @@ def compare(num_envs: int, seconds: float, repeats: int) -> dict[str, Figures]:
     """For each task: env steps per CPU second of ``ours``, ``sync`` and ``async``, and the ratios ours / theirs.
 
     All three play random actions, resets included, on one thread; they take turns, and the median turn of each counts.
-    Theirs are in Gymnasium's default mode, in which a call that only resets an environment is counted as its step.
 
     Args:
         num_envs: N, of each side.
@@ -89,14 +88,16 @@ class Theirs:
             self._env = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode)
         self._env.reset(seed=0)
         self._actions = _actions(self._env.single_action_space, num_envs)
-        self._calls, self._num_envs = 0, num_envs
+        self._calls, self._num_envs, self._ended = 0, num_envs, 0
         self._children = [process.pid for process in getattr(self._env, "processes", None) or ()]
 
     def step(self) -> int:
         """One call; returns the env steps it made."""
-        self._env.step(self._actions[self._calls % len(self._actions)])
+        *_, terminated, truncated, _ = self._env.step(self._actions[self._calls % len(self._actions)])
         self._calls += 1
-        return self._num_envs
+        # Gymnasium's default mode: an environment that has ended is only reset by the next call.
+        made, self._ended = self._num_envs - self._ended, int((terminated | truncated).sum())
+        return made
 
     def cpu(self) -> float:
         """CPU seconds used so far by this process and the workers.
