@@ -26,7 +26,7 @@ class TextbookNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Velocity (B, H, D) at chunks (B, H, D), times (B,) and observations (B, O)."""
-        features = torch.cat([x.flatten(1), self.time(t), cond], dim=1)
+        features = torch.cat([x.flatten(1), self.time(t, t), cond], dim=1)
         return self.trunk(self.first(features)).view(x.shape)
 
 

@@ -18,7 +18,7 @@ def make_policy():
     """Small policies: O = 3, D = 2, H = 4, A = 2."""
 
     def build(process: Process, steps: int, horizon: int = 4, execute: int = 2, width: int = 32) -> GenerativePolicy:
-        net = DenoisingMLP(horizon, 2, 3, hidden=(width,) * 3)
+        net = DenoisingMLP(horizon, 2, 3, process.two_times, hidden=(width,) * 3)
         return GenerativePolicy(net, process, Normalizer((3,)), Normalizer((2,)), horizon, execute, steps)
 
     return build

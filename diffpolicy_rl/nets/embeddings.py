@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.errors import UserError
+
 # Public time is a fraction; embeddings were designed for step counts of this order (DPPO's K, DDPM's T / 10).
 _STEPS = 100.0
 
@@ -49,3 +51,28 @@ class FourierEmbedding(nn.Module):
 
 
 EMBEDDINGS: dict[str, type[nn.Module]] = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}
+
+
+class TimeEncoding(nn.Sequential):
+    """Learned features of a move's times: embedding, then Linear - Mish - Linear (Ren et al. 2024, appendix D).
+
+    Args:
+        dim: width of the embedding and of the features, even.
+        embedding: a name in ``EMBEDDINGS``.
+        two_times: also embed how far the move goes; one-time models ignore the stop time.
+    """
+
+    def __init__(self, dim: int, embedding: str = "sinusoidal", two_times: bool = False) -> None:
+        if dim < 2 or dim % 2:
+            raise UserError(f"time_dim={dim}, but sines and cosines need an even number")
+        inputs = 2 * dim if two_times else dim
+        super().__init__(EMBEDDINGS[embedding](dim), nn.Linear(inputs, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
+        self.two_times = two_times
+
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map start and stop times (...) to features (..., dim)."""
+        embedding, first, activation, last = self
+        features = embedding(t)
+        if self.two_times:
+            features = torch.cat([features, embedding(s - t)], dim=-1)
+        return last(activation(first(features)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.nets.embeddings import EMBEDDINGS
+from diffpolicy_rl.nets.embeddings import EMBEDDINGS, TimeEncoding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -67,6 +67,7 @@ class DenoisingMLP(DenoisingNet):
         horizon: H.
         action_dim: D.
         cond_dim: width of the condition features.
+        two_times: whether the prediction depends on where the move goes.
         hidden: see ``ResidualTrunk``.
         activation: a name in ``ACTIVATIONS``.
         time_dim: width of the time embedding.
@@ -78,6 +79,7 @@ class DenoisingMLP(DenoisingNet):
         horizon: int,
         action_dim: int,
         cond_dim: int,
+        two_times: bool,
         hidden: tuple[int, ...] = (512, 512, 512),
         activation: Literal["relu", "mish", "gelu", "tanh"] = "relu",
         time_dim: int = 16,
@@ -85,15 +87,8 @@ class DenoisingMLP(DenoisingNet):
     ) -> None:
         super().__init__()
         width, size = width_of(hidden), horizon * action_dim
-        if time_dim < 2 or time_dim % 2:
-            raise UserError(f"time_dim={time_dim}, but sines and cosines need an even number")
         self.action_shape = (horizon, action_dim)
-        self.time = nn.Sequential(
-            EMBEDDINGS[time_embedding](time_dim),
-            nn.Linear(time_dim, 2 * time_dim),
-            nn.Mish(),
-            nn.Linear(2 * time_dim, time_dim),
-        )
+        self.time = TimeEncoding(time_dim, time_embedding, two_times)
         self.action_in = nn.Linear(size, width)
         self.time_in = nn.Linear(time_dim, width, bias=False)
         self.cond_in = nn.Linear(cond_dim, width, bias=False)
@@ -107,8 +102,8 @@ class DenoisingMLP(DenoisingNet):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Time and condition summands of the input layer (..., width); s is not used."""
-        return self.time_in(self.time(t)) + self.cond_in(cond)
+        """Time and condition summands of the input layer (..., width)."""
+        return self.time_in(self.time(t, s)) + self.cond_in(cond)
 
     def denoise(self, x: Tensor, context: Tensor) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context (..., width)."""

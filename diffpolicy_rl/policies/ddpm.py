@@ -4,14 +4,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.policies.process import Time, masked_mse
+from diffpolicy_rl.policies.process import Time, masked_mse, scaled
 
 
 def cosine_betas(levels: int) -> list[float]:
@@ -47,6 +47,8 @@ class DDPM:
         prediction: whether the net predicts the noise or the clean action.
         clip: bound on the predicted clean action, in normalised units, or None.
     """
+
+    two_times: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,19 +97,14 @@ class DDPM:
         With eta = 1 and adjacent levels this is the DDPM posterior (Ho et al. 2020, eq. 7) of the clipped clean action.
         """
         a_t, a_s, std = self.alpha_bar(t), self.alpha_bar(s), self.std(t, s, eta)
-        x0 = pred if self.prediction == "x0" else _scale(x, a_t**-0.5) - _scale(pred, (1 / a_t - 1) ** 0.5)
+        x0 = pred if self.prediction == "x0" else scaled(x, a_t**-0.5) - scaled(pred, (1 / a_t - 1) ** 0.5)
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
         # Of the noise that remains at s, the part not drawn afresh keeps the direction of the noise in x.
         kept = ((1 - a_s - std**2) / (1 - a_t)) ** 0.5
-        return _scale(x, kept) + _scale(x0, a_s**0.5 - kept * a_t**0.5), std
+        return scaled(x, kept) + scaled(x0, a_s**0.5 - kept * a_t**0.5), std
 
     def std(self, t: Time, s: Time, eta: float) -> Time:
         """Song et al. 2020, eq. 16; 0 for the last move."""
         a_t, a_s = self.alpha_bar(t), self.alpha_bar(s)
         return eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5  # pyright: ignore[reportReturnType]
-
-
-def _scale(x: Tensor, factor: Time) -> Tensor:
-    """Multiply by a factor that was computed in double precision, without leaving the dtype of x."""
-    return x * (factor.to(x.dtype) if isinstance(factor, Tensor) else factor)

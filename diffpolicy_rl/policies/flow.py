@@ -1,10 +1,12 @@
 """Rectified flow: straight lines from noise to action (Liu et al. 2022; Lipman et al. 2022)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.policies.process import Time, masked_mse
+from diffpolicy_rl.policies.process import Time, masked_mse, scaled
 
 
 class RectifiedFlow:
@@ -14,6 +16,8 @@ class RectifiedFlow:
         clip: bound on the mean of every move, in normalised units, as ReinFlow samples (section 4.2), or None. The clip
             is part of the sampler: a policy fine-tuned with it must be deployed with it.
     """
+
+    two_times: ClassVar[bool] = False
 
     def __init__(self, clip: float | None = 1.0) -> None:
         self.clip = clip
@@ -35,11 +39,16 @@ class RectifiedFlow:
         return masked_mse(net(x, t, s, cond), action - noise, mask)
 
     def step(self, x: Tensor, pred: Tensor, t: Time, s: Time, eta: float) -> tuple[Tensor, Time]:
-        """Euler step from t to s; a flow has no noise of its own, so eta is not used and the std is 0."""
-        width = s - t
-        mean = x + pred * (width.to(x.dtype) if isinstance(width, Tensor) else width)
-        return (mean if self.clip is None else mean.clamp(-self.clip, self.clip)), self.std(t, s, eta)
+        """Euler step from t to s with eta = 0; beyond, part of the noise that remains at s is drawn afresh.
+
+        The velocity tells the clean action x + (1 - t) v and the noise x - t v, so the move is DDIM's (Song et al.
+        2020, eq. 12) with the signal level t and the noise level 1 - t; marginals do not depend on eta.
+        """
+        std = self.std(t, s, eta)
+        kept = ((1 - s) ** 2 - std**2) ** 0.5
+        mean = scaled(x, s + kept) + scaled(pred, s * (1 - t) - kept * t)
+        return (mean if self.clip is None else mean.clamp(-self.clip, self.clip)), std
 
     def std(self, t: Time, s: Time, eta: float) -> Time:
-        """0: all exploration noise of a flow comes from its StdRule."""
-        return 0.0 * t
+        """Eta times the std of the posterior of x_s given x_t and the action; 0 for the last move."""
+        return eta * (1 - s) * (1 - (t / s * (1 - s) / (1 - t)) ** 2) ** 0.5  # pyright: ignore[reportReturnType]

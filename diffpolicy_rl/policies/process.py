@@ -3,7 +3,7 @@
 Processes are pure and stateless. Public time runs t = 0 (noise) to t = 1 (action); a process converts inside.
 """
 
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ Time = TypeVar("Time", float, Tensor)
 
 
 class Process(Protocol):
-    """A noise process."""
+    """A noise process.
+
+    Attributes:
+        two_times: whether the net is asked for a prediction that depends on where the move goes.
+    """
+
+    two_times: ClassVar[bool]
 
     def grid(self, steps: int) -> list[float]:
         """The K + 1 times of a K-step sampler, 0.0 to 1.0: one grid for sampling and likelihood."""
@@ -46,3 +52,8 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return error.mean(-1)
     return (error * mask).sum(-1) / mask.sum(-1)
+
+
+def scaled(x: Tensor, factor: Time) -> Tensor:
+    """Multiply by a factor that was computed in double precision, without leaving the dtype of x."""
+    return x * (factor.to(x.dtype) if isinstance(factor, Tensor) else factor)

@@ -56,12 +56,11 @@ def build_policy(config: PolicyConfig, spec: Spec, seed: int) -> GenerativePolic
     """A policy with random weights and normalisers that are not fitted yet."""
     *stack, obs_dim = spec.obs_shape
     history = stack[0] if stack else 1
+    process = target(config.process["_target_"])(**arguments(config.process))
+    shapes = (config.horizon, spec.action_dim, history * obs_dim, process.two_times)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(_WEIGHTS, seed).initial_seed())
-        net = target(config.net["_target_"])(
-            config.horizon, spec.action_dim, history * obs_dim, **arguments(config.net)
-        )
-    process = target(config.process["_target_"])(**arguments(config.process))
+        net = target(config.net["_target_"])(*shapes, **arguments(config.net))
     normalizers = Normalizer((obs_dim,)), Normalizer((spec.action_dim,))
     return GenerativePolicy(net, process, *normalizers, config.horizon, config.execute, config.steps, history)
 

@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import pytest
 import torch
 
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -48,3 +49,20 @@ def test_grid_is_the_papers_k_over_K():
 def test_every_mean_is_clipped():
     mean, _ = RectifiedFlow(clip=1.0).step(torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 1), 0.0, 0.5, 0.0)
     assert mean.item() == 1.0
+
+
+def test_stochastic_moves_keep_the_marginal():
+    """From x_t = (1 - t) z + t c, every eta leads to mean s c and std 1 - s: the flow-SDE has the flow's marginals."""
+    process, t, s, c = RectifiedFlow(clip=None), 0.25, 0.5, 0.4
+    z = torch.randn(200_000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (1 - t) * z + t * c
+    for eta in (0.0, 0.5, 1.0):
+        mean, std = process.step(x, c - z, t, s, eta)
+        assert std == pytest.approx(eta * 0.5 * (1 - (0.5 * 0.5 / 0.75) ** 2) ** 0.5)
+        assert mean.mean().item() == pytest.approx(s * c, abs=5e-3)
+        assert mean.var().item() + std**2 == pytest.approx((1 - s) ** 2, abs=5e-3)
+
+
+def test_the_last_move_of_a_flow_has_no_noise_and_the_first_is_all_noise():
+    assert RectifiedFlow().std(0.75, 1.0, 1.0) == 0
+    assert RectifiedFlow().std(0.0, 0.25, 1.0) == 0.75
