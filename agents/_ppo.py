@@ -24,6 +24,8 @@ from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.policies.std import StdRule
 from diffpolicy_rl.types import Chain, Extras, Obs
 
+_PIECE = 5000  # moves whose activations are alive at once
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -33,7 +35,8 @@ class PPOConfig:
         gamma: discount per env step (0.9975 is 0.99 per chunk of four).
         lam: GAE's trace parameter, per decision.
         epochs: passes over a rollout.
-        minibatch: decisions per gradient step, at most; a rollout is split evenly.
+        minibatch: PPO samples per gradient step, at most; a rollout is split evenly.
+        repeats: how often an epoch passes over a decision, in minibatches drawn anew; repeats within one only weigh.
         lr: the policy's learning rate at the start.
         final_lr: the policy's learning rate at the end of the cosine.
         critic_lr: the critic's learning rate.
@@ -44,12 +47,14 @@ class PPOConfig:
         entropy: weight of the entropy bonus, per action element.
         target_kl: end an update's epochs when the estimated KL of the ratios exceeds it.
         max_grad_norm: gradients are scaled down to this norm.
+        precision: of the policy's matrix products; bf16 pays where the processor has it in hardware.
     """
 
     gamma: float = 0.9975
     lam: float = 0.95
     epochs: int = 5
     minibatch: int = 1000
+    repeats: int = 1
     lr: float = 1e-4
     final_lr: float = 1e-5
     critic_lr: float = 1e-3
@@ -60,10 +65,12 @@ class PPOConfig:
     entropy: float = 0.0
     target_kl: float = 1.0
     max_grad_norm: float = 10.0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
-        require_positive(epochs=self.epochs, lr=self.lr, critic_lr=self.critic_lr, max_grad_norm=self.max_grad_norm)
+        require_positive(epochs=self.epochs, repeats=self.repeats, max_grad_norm=self.max_grad_norm)
+        require_positive(lr=self.lr, critic_lr=self.critic_lr)
         width_of(self.critic_hidden)
         if self.minibatch < 2:
             raise UserError(f"minibatch={self.minibatch}, but advantages are normalised over at least 2")
@@ -78,13 +85,19 @@ def reduce_log_prob(log_prob: Tensor, reduction: str) -> Tensor:
     return per_sample.sum(-1) if how == "sum" else per_sample.mean(-1)
 
 
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: Tensor) -> Tensor:
     """PPO's pessimistic objective as a loss, per sample (Schulman et al. 2017, eq. 7)."""
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
+def standardized(values: Tensor, weight: Tensor) -> Tensor:
+    """Values (B,) moved and scaled to mean 0 and std 1 under weights (B,) that sum to 1."""
+    centred = values - values @ weight
+    return centred / ((centred.square() @ weight).sqrt() + 1e-8)
+
+
 class ChainPPO(BaseAgent):
-    """PPO over the chains of a policy with a StdRule.
+    """PPO over the last moves of a policy's chains.
 
     Args:
         policy: pretrained policy; fine-tuned in place.
@@ -92,6 +105,12 @@ class ChainPPO(BaseAgent):
         config: settings.
         iterations: updates that the schedules are laid out for.
         seed: of exploration and minibatches.
+        trained_moves: K', how many of the last moves are trained; all if not given.
+
+    Attributes:
+        start: K - K', index of the first move that is trained.
+        clips: epsilon of each of a decision's S PPO samples, (S,).
+        discounts: factor on the advantage of each of them, (S,).
     """
 
     data: ClassVar[Literal["rollout", "replay"]] = "rollout"
@@ -99,11 +118,23 @@ class ChainPPO(BaseAgent):
     _parts = ("policy", "generator", "critic", "actor_optimizer", "critic_optimizer", "reward_scaler")
 
     def __init__(
-        self, policy: GenerativePolicy, std_rule: StdRule, config: PPOConfig, *, iterations: int, seed: int
+        self,
+        policy: GenerativePolicy,
+        std_rule: StdRule,
+        config: PPOConfig,
+        *,
+        iterations: int,
+        seed: int,
+        trained_moves: int | None = None,
     ) -> None:
         super().__init__(policy, iterations, seed)
-        self.config = config
+        moves = policy.steps if trained_moves is None else trained_moves
+        self.config, self.start = config, policy.steps - moves
         policy.requires_grad_(True).std_rule = std_rule.to(policy.device)
+        policy.freeze_early(moves)
+        samples = 1 if config.reduction.startswith("chain") else moves
+        self.clips = torch.full((samples,), config.clip, device=policy.device)
+        self.discounts = torch.ones(samples, device=policy.device)
         self.critic = ValueNet(policy.features, config.critic_hidden).to(policy.device)
         self.actor_optimizer = adamw(policy, config.lr)
         self.critic_optimizer = adamw(self.critic, config.critic_lr)
@@ -111,17 +142,19 @@ class ChainPPO(BaseAgent):
 
     @torch.inference_mode()
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
-        """Draw a chain (explore) or the noise-free sample; actions (N, A, D) in env units."""
+        """Draw a chain (explore) or the deployed sample; actions (N, A, D) in env units."""
         if not explore:
-            noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(self.policy.device)
-            return self._to_env(self.policy.sample(obs, noise)), {}
-        chain, log_prob = self.policy.sample_chain(obs, generator=self.generator)
+            deployed = self.deploy()
+            noise = deployed.sample_noise(len(obs), self.generator)
+            return deployed(obs, None if noise is None else noise.to(self.policy.device))[:, : self.chunk], {}
+        with self._precision():
+            chain, log_prob = self.policy.sample_chain(obs, generator=self.generator)
         extras = {
-            "chain": chain.states,
-            "log_prob": reduce_log_prob(log_prob[:, :, : self.chunk], self.config.reduction),
+            "chain": chain.states[:, self.start :],
+            "log_prob": self._reduced(log_prob[:, self.start :]),
             "value": self.value(obs),
         }
-        return self._to_env(chain.states[:, -1]), extras
+        return self.policy.action_normalizer.inverse(chain.states[:, -1, : self.chunk]), extras
 
     def value(self, obs: Obs) -> Tensor:
         """V (B,) of raw observations, in scaled rewards."""
@@ -142,8 +175,13 @@ class ChainPPO(BaseAgent):
         explained = 1 - (batch["returns"] - batch["value"]).var() / batch["returns"].var().clamp(min=1e-8)
         return metrics | {"critic/explained_variance": explained, "ppo/lr": torch.tensor(lr)}
 
-    def _to_env(self, chunk: Tensor) -> Tensor:
-        return self.policy.action_normalizer.inverse(chunk[:, : self.chunk])
+    def _precision(self) -> torch.autocast:
+        """Run the policy's matrix products in the configured precision."""
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _reduced(self, log_prob: Tensor) -> Tensor:
+        """Log-densities of moves (B, K', H, D) to those of PPO samples (B, S), executed actions only."""
+        return reduce_log_prob(log_prob[:, :, : self.chunk], self.config.reduction)
 
     def _lr(self) -> float:
         return cosine(self.updates / self.iterations, self.config.lr, self.config.final_lr)
@@ -167,46 +205,65 @@ class ChainPPO(BaseAgent):
         return {name: field.flatten(0, 1) for name, field in fields.items()}
 
     def _minibatches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        rows = len(batch["obs"])
-        order = torch.randperm(rows, generator=self.generator)
-        for indices in order.tensor_split(math.ceil(rows / self.config.minibatch)):
-            yield {name: field[indices] for name, field in batch.items()}
+        """Random parts of the rollout, in which a decision that was drawn several times weighs more."""
+        decisions, repeats = len(batch["obs"]), self.config.repeats
+        order = torch.randperm(decisions * repeats, generator=self.generator) % decisions
+        for drawn in order.tensor_split(math.ceil(len(order) * len(self.clips) / self.config.minibatch)):
+            indices, counts = drawn.unique(return_counts=True)
+            minibatch = {name: field[indices] for name, field in batch.items()}
+            weight = counts.to(minibatch["obs"].dtype) / len(drawn)
+            minibatch["advantage"] = standardized(minibatch["advantage"], weight)
+            yield minibatch | {"weight": weight}
 
-    def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        config, metrics = self.config, {}
-        if self.updates >= config.critic_warmup:
-            loss, metrics = self._policy_loss(batch)
-            metrics["ppo/grad_norm"] = self._descend(self.actor_optimizer, loss)
+    def _gradient_step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of policy and critic; gradients of pieces that fit the caches add up to the minibatch's."""
+        learns = self.updates >= self.config.critic_warmup
+        pieces = [self._backward(piece, learns) for piece in self._pieces(minibatch)]
+        metrics = {name: torch.stack([piece[name] for piece in pieces]).sum() for name in pieces[0]}
+        metrics["ppo/ratio_error"] = torch.stack([piece["ppo/ratio_error"] for piece in pieces]).max()
+        if learns:
+            metrics["ppo/grad_norm"] = self._descend(self.actor_optimizer)
             self.gradient_steps += 1
-        else:
-            metrics = {"ppo/kl": torch.zeros(()), "ppo/ratio_error": torch.zeros(())}
-        value_loss = 0.5 * (self.value(batch["obs"]) - batch["returns"]).square().mean()
-        grad_norm = self._descend(self.critic_optimizer, value_loss)
-        return metrics | {"critic/loss": value_loss.detach(), "critic/grad_norm": grad_norm}
+        return metrics | {"critic/grad_norm": self._descend(self.critic_optimizer)}
 
-    def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        config = self.config
-        log_prob, entropy = self.policy.chain_log_prob(batch["obs"], Chain(batch["chain"]))
-        log_ratio = reduce_log_prob(log_prob[:, :, : self.chunk], config.reduction) - batch["log_prob"]
-        ratio = log_ratio.exp()
-        advantage = batch["advantage"]
-        advantage = ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).unsqueeze(1)
-        entropy = entropy[:, :, : self.chunk].mean()
-        loss = clipped_surrogate(ratio, advantage, config.clip).mean() - config.entropy * entropy
+    def _pieces(self, minibatch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        count = math.ceil(len(minibatch["obs"]) * (self.policy.steps - self.start) / _PIECE)
+        parts = {name: field.tensor_split(count) for name, field in minibatch.items()}
+        for index in range(count):
+            yield {name: part[index] for name, part in parts.items()}
+
+    def _backward(self, piece: dict[str, Tensor], learns: bool) -> dict[str, Tensor]:
+        """Add a piece's share to the gradients."""
+        value_loss = 0.5 * (self.value(piece["obs"]) - piece["returns"]).square() @ piece["weight"]
+        loss, metrics = value_loss, {"ppo/kl": torch.zeros(()), "ppo/ratio_error": torch.zeros(())}
+        if learns:
+            policy_loss, metrics = self._policy_loss(piece)
+            loss = loss + policy_loss
+        loss.backward()
+        return metrics | {"critic/loss": value_loss.detach()}
+
+    def _policy_loss(self, piece: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """A piece's share of the loss: its weights sum to 1 over the minibatch, not here."""
+        with self._precision():
+            log_prob, entropy = self.policy.chain_log_prob(piece["obs"], Chain(piece["chain"], self.start))
+        log_ratio = self._reduced(log_prob) - piece["log_prob"]
+        ratio, weight = log_ratio.exp(), piece["weight"]
+        losses = clipped_surrogate(ratio, piece["advantage"].unsqueeze(1) * self.discounts, self.clips)
+        entropy = (entropy[:, :, : self.chunk].flatten(1).mean(1) * weight).sum()
+        loss = losses.mean(1) @ weight - self.config.entropy * entropy
         with torch.no_grad():
             metrics = {
                 "ppo/loss": loss,
-                "ppo/kl": (ratio - 1 - log_ratio).mean(),  # Schulman's k3 estimator
-                "ppo/clip_fraction": ((ratio - 1).abs() > config.clip).float().mean(),
+                "ppo/kl": (ratio - 1 - log_ratio).mean(1) @ weight,  # Schulman's k3 estimator
+                "ppo/clip_fraction": ((ratio - 1).abs() > self.clips).to(weight.dtype).mean(1) @ weight,
                 "ppo/ratio_error": (ratio - 1).abs().max(),
                 "ppo/entropy": entropy,
             }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    def _descend(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step; returns the gradient's norm, whose being infinite is what ruins weights under a finite loss."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return norm.detach()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from diffpolicy_rl.agents._ppo import standardized
 from diffpolicy_rl.agents.reinflow import ReinFlow
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.mlp import DenoisingMLP
@@ -85,7 +86,7 @@ class TextbookReinFlow:
         log_prob = torch.stack(log_probs, dim=1).flatten(1).mean(dim=1)
         ratio = torch.exp(log_prob - batch["log_prob"].squeeze(1))
         advantage = batch["advantage"]
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         clipped = torch.clamp(ratio, 1 - self.config.clip, 1 + self.config.clip)
         return -torch.min(advantage * ratio, advantage * clipped).mean()
 
@@ -130,6 +131,12 @@ def check_equal_samples(agent: ReinFlow, textbook: TextbookReinFlow, obs: Tensor
     _require("noise-free samples differ", (chunks - textbook.sample(obs, unit[:, 0])).abs().max().item(), 1e-5)
 
 
+def as_minibatch(batch: Batch) -> Batch:
+    """Rows of a prepared rollout as our side draws them: weighted, with standardised advantages."""
+    weight = torch.full_like(batch["advantage"], 1 / len(batch["advantage"]))
+    return batch | {"weight": weight, "advantage": standardized(batch["advantage"], weight)}
+
+
 def check_equal_gradients(agent: ReinFlow, textbook: TextbookReinFlow, batch: Batch) -> None:
     """Raise UserError unless a minibatch gives both sides equal policy gradients, within 1e-8 of each tensor's norm.
 
@@ -139,7 +146,7 @@ def check_equal_gradients(agent: ReinFlow, textbook: TextbookReinFlow, batch: Ba
     for module in modules:
         module.double()
     batch = {name: field.double() for name, field in batch.items()}
-    agent._policy_loss(batch)[0].backward()
+    agent._policy_loss(as_minibatch(batch))[0].backward()
     textbook.policy_loss(batch).backward()
     for name, (ours, theirs) in gradients(agent, textbook).items():
         error = (ours - theirs).norm() / theirs.norm().clamp(min=1e-12)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from diffpolicy_rl.policies.normalize import RunningMoments
+
 
 def chunk_rewards(rewards: Tensor, gamma: float) -> Tensor:
     """Discounted reward of each chunk: sum of gamma^i r_i.
@@ -57,13 +59,12 @@ class RewardScaler:
     def __init__(self, clip: float = 10.0) -> None:
         self.clip = clip
         self._returns = torch.zeros(1, dtype=torch.float64)  # (N,) once rewards have been seen
-        self._moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
+        self._moments = RunningMoments()
 
     @property
     def std(self) -> float:
         """Standard deviation of the discounted returns seen so far; 1 before there are any."""
-        count, _, squares = self._moments.tolist()
-        return (squares / count) ** 0.5 if squares > 0 else 1.0
+        return self._moments.std.item() or 1.0
 
     def __call__(self, rewards: Tensor, discounts: Tensor, done: Tensor) -> Tensor:
         """Take in a rollout and scale it.
@@ -78,23 +79,14 @@ class RewardScaler:
             self._returns = self._returns * discount + reward
             returns[t] = self._returns
             self._returns = self._returns * ~ended
-        self._absorb(returns)
+        self._moments.absorb(returns.flatten())
         return (rewards / (self.std + 1e-8)).clamp(-self.clip, self.clip)
-
-    def _absorb(self, batch: Tensor) -> None:
-        """Chan et al. 1983's update of count, mean and squares."""
-        count, mean, squares = self._moments
-        n, batch_mean = batch.numel(), batch.mean()
-        delta, total = batch_mean - mean, count + n
-        batch_squares = (batch - batch_mean).square().sum()
-        self._moments = torch.stack(
-            [total, mean + delta * n / total, squares + batch_squares + delta**2 * count * n / total]
-        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Running returns and moments."""
-        return {"returns": self._returns, "moments": self._moments}
+        return {"returns": self._returns, **self._moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self._returns, self._moments = state["returns"].clone(), state["moments"].clone()
+        self._returns = state["returns"].clone()
+        self._moments.load_state_dict(state)

@@ -111,6 +111,40 @@ class DenoisingMLP(DenoisingNet):
         return self.trunk(hidden + context).unflatten(-1, self.action_shape)
 
 
+class ConditionMLP(DenoisingNet):
+    """Residual MLP from the condition to a chunk; it sees neither the noisy chunk nor the times.
+
+    Args:
+        horizon: H.
+        action_dim: D.
+        cond_dim: width of the condition features.
+        two_times: not used.
+        hidden: see ``ResidualTrunk``.
+        activation: a name in ``ACTIVATIONS``.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        action_dim: int,
+        cond_dim: int,
+        two_times: bool,
+        hidden: tuple[int, ...] = (256, 256, 256),
+        activation: Literal["relu", "mish", "gelu", "tanh"] = "tanh",
+    ) -> None:
+        super().__init__()
+        self.action_shape = (horizon, action_dim)
+        self.net = ResidualMLP(cond_dim, hidden, horizon * action_dim, activation)
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """The whole prediction (..., H D)."""
+        return self.net(cond)
+
+    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+        """The prediction (..., H, D), whatever x is."""
+        return context.unflatten(-1, self.action_shape)
+
+
 class NoiseNet(nn.Module):
     """Small tanh MLP from (time, condition) to one unbounded number per chunk element (ReinFlow, section 4.1).
 

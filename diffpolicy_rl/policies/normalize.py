@@ -6,6 +6,50 @@ import torch
 from torch import Tensor, nn
 
 
+class RunningMoments:
+    """Mean and std of everything seen so far, per element.
+
+    Args:
+        shape: shape of one value.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        self._count = torch.zeros((), dtype=torch.float64)
+        self._mean, self._squares = torch.zeros((2, *shape), dtype=torch.float64)
+
+    @property
+    def count(self) -> int:
+        """How many values were seen."""
+        return int(self._count)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (*shape) float64."""
+        return self._mean
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation (*shape) float64; 0 before anything was seen."""
+        return (self._squares / self._count.clamp(min=1)).sqrt()
+
+    def absorb(self, batch: Tensor) -> None:
+        """Take in values (S, *shape) (Chan et al. 1983, eq. 2.1)."""
+        batch = batch.to("cpu", torch.float64)
+        n, batch_mean = len(batch), batch.mean(0)
+        delta, total = batch_mean - self._mean, self._count + n
+        batch_squares = (batch - batch_mean).square().sum(0)
+        self._squares = self._squares + batch_squares + delta**2 * self._count * n / total
+        self._mean, self._count = self._mean + delta * n / total, total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Count, mean and sum of squared deviations."""
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self._count, self._mean, self._squares = (state[name].clone() for name in ("count", "mean", "squares"))
+
+
 class Normalizer(nn.Module):
     """Affine map from raw to normalised units, fitted once on data and then frozen.
 
@@ -31,8 +75,17 @@ class Normalizer(nn.Module):
             shift, scale = (low + high) / 2, (high - low) / 2
         else:
             shift, scale = data.mean(0), data.std(0)
+        self.set(shift, scale)
+
+    def set(self, shift: Tensor, scale: Tensor) -> None:
+        """Map ``shift`` to 0 and ``shift + scale`` to 1, both (*shape)."""
         self.shift.copy_(shift)
         self.scale.copy_(torch.where(scale < self._min_scale, torch.ones_like(scale), scale))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it does anything."""
+        return bool((self.shift != 0).any() or (self.scale != 1).any())
 
     def forward(self, raw: Tensor) -> Tensor:
         """Raw (..., *shape) to normalised units."""

@@ -34,7 +34,11 @@ class GenerativePolicy(nn.Module):
 
     Attributes:
         features: F, width of the condition features.
+        frozen_until: moves that start before this time are made by a frozen copy of the net.
     """
+
+    frozen_net: DenoisingNet | None
+    std_rule: StdRule | None
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class GenerativePolicy(nn.Module):
         self.horizon, self.execute, self.steps = horizon, execute, steps
         self.action_shape = (horizon, len(action_normalizer.shift))
         self.features = history * obs_normalizer.shift.numel()
-        self.std_rule: StdRule | None = None
+        self.frozen_net, self.frozen_until, self.std_rule = None, 0.0, None
         process.grid(steps)  # refuses a number of steps that the process cannot take
 
     @property
@@ -94,8 +98,8 @@ class GenerativePolicy(nn.Module):
             shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
             noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
         x = noise if eta == 0 else noise[:, 0]
-        for k, context in enumerate(self._contexts(grid, cond)):
-            x, std = self.process.step(x, self.net.denoise(x, context), grid[k], grid[k + 1], eta)
+        for k, (net, context) in enumerate(self._moves(grid, cond)):
+            x, std = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], eta)
             if std > 0:
                 x = x + std * noise[:, k + 1]
         return x
@@ -157,15 +161,18 @@ class GenerativePolicy(nn.Module):
         unit[:, 1:].clamp_(-rule.noise_clip, rule.noise_clip)
         states = torch.empty_like(unit)
         states[:, 0] = unit[:, 0] if noise is None else noise
-        for k, context in enumerate(self._contexts(grid, cond)):
-            pred = self.net.denoise(states[:, k], context)
+        for k, (net, context) in enumerate(self._moves(grid, cond)):
+            pred = net.denoise(states[:, k], context)
             mean, _ = self.process.step(states[:, k], pred, grid[k], grid[k + 1], rule.eta)
             torch.addcmul(mean, stds[:, k], unit[:, k + 1], out=states[:, k + 1])
         log_prob = -0.5 * unit[:, 1:].square() - stds.log() - _HALF_LOG_2PI
         return Chain(states, start), log_prob
 
     def chain_log_prob(self, obs: Obs, chain: Chain) -> tuple[Tensor, Tensor]:
-        """Log-density (B, K', H, D) of a chain's moves and, broadcastable to that, their entropies."""
+        """Log-density (B, K', H, D) of a chain's moves and, broadcastable to that, their entropies.
+
+        All moves are taken to be the trained net's.
+        """
         cond, states = self.encode(obs), chain.states
         grid = self.process.grid(self.steps)[chain.start : chain.start + states.shape[1]]
         stds = self._stds(grid, cond)
@@ -182,6 +189,21 @@ class GenerativePolicy(nn.Module):
         """The policy as it is shipped, sharing these weights."""
         return SampledPolicy(self, eta)
 
+    def freeze_early(self, trained_moves: int) -> None:
+        """Let a frozen copy of the net, as it now is, make all but the last moves (Ren et al. 2024, section 4.3).
+
+        Args:
+            trained_moves: K' <= K, how many moves stay trainable.
+
+        Raises:
+            UserError: if there are not so many moves.
+        """
+        if not 1 <= trained_moves <= self.steps:
+            raise UserError(f"trained_moves={trained_moves} must lie between 1 and policy.steps={self.steps}")
+        if trained_moves < self.steps:
+            self.frozen_net = copy.deepcopy(self.net).requires_grad_(False)
+            self.frozen_until = self.process.grid(self.steps)[-1 - trained_moves]
+
     def frozen_copy(self) -> Self:
         """A copy that no gradient reaches."""
         return copy.deepcopy(self).requires_grad_(False)
@@ -190,10 +212,15 @@ class GenerativePolicy(nn.Module):
         times = torch.tensor(grid, dtype=torch.float64, device=device)
         return times[:-1], times[1:]
 
-    def _contexts(self, grid: list[float], cond: Tensor) -> tuple[Tensor, ...]:
-        """What the net needs beside the noisy chunk, for every move at once."""
-        t, s = self._times(grid, cond.device)
-        return self.net.context(t.to(cond.dtype), s.to(cond.dtype), cond.unsqueeze(1)).unbind(1)
+    def _moves(self, grid: list[float], cond: Tensor) -> list[tuple[DenoisingNet, Tensor]]:
+        """For every move, the net that makes it and what that net needs beside the noisy chunk."""
+        t, s = (times.to(cond.dtype) for times in self._times(grid, cond.device))
+        frozen = sum(time < self.frozen_until for time in grid[:-1])
+        moves: list[tuple[DenoisingNet, Tensor]] = []
+        for net, part in ((self.frozen_net, slice(None, frozen)), (self.net, slice(frozen, None))):
+            if net is not None and len(t[part]):
+                moves += [(net, context) for context in net.context(t[part], s[part], cond.unsqueeze(1)).unbind(1)]
+        return moves
 
     def _stds(self, grid: list[float], cond: Tensor) -> Tensor:
         assert self.std_rule is not None

@@ -1,5 +1,6 @@
 """How much noise a policy explores with: the standard deviation of every sampling move."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,26 @@ class FloorStd(StdRule):
     def forward(self, process_std: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(1, K', 1, 1)."""
         return process_std.to(cond.dtype).clamp(min=self.floor).view(1, -1, 1, 1)
+
+
+class FreeStd(StdRule):
+    """A learned std per action dimension that depends on nothing (Schulman et al. 2017, section 6.1).
+
+    Args:
+        action_dim: D.
+        initial: std at the start, in normalised action units.
+    """
+
+    eta = 0.0
+    noise_clip = math.inf
+
+    def __init__(self, action_dim: int, initial: float) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((action_dim,), math.log(initial)))
+
+    def forward(self, process_std: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(1, 1, 1, D)."""
+        return self.log_std.exp().view(1, 1, 1, -1)
 
 
 class LearnedStd(StdRule):

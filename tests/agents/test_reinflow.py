@@ -7,26 +7,9 @@ from diffpolicy_rl.agents._ppo import clipped_surrogate, reduce_log_prob
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.policies.flow import RectifiedFlow
+from tests.agents.bandit import bandit_rollout, distance
 
 SMALL = ReinFlowConfig(minibatch=64, epochs=4, lr=1e-3, final_lr=1e-3, critic_hidden=(32, 32, 32), clip=0.2)
-
-
-def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
-    """Episodes of one decision whose reward is the negative squared distance of the executed actions to a target."""
-    buffer, obs = RolloutBuffer(decisions), torch.zeros(num_envs, 3)
-    ended, not_truncated = torch.ones(num_envs, dtype=torch.bool), torch.zeros(num_envs, dtype=torch.bool)
-    buffer.clear()
-    for _ in range(decisions):
-        action, extras = agent.act(obs, explore=True)
-        rewards = -(action - target).square().mean(-1)
-        buffer.add(obs, extras, rewards, torch.full((num_envs,), 2), ended, not_truncated, obs)
-    buffer.finish(obs)
-    return buffer
-
-
-def distance(agent, target=0.5):
-    noise = torch.randn(256, 4, 2, generator=torch.Generator().manual_seed(7))
-    return (agent.policy.sample(torch.zeros(256, 3), noise)[:, :2] - target).square().mean().item()
 
 
 def test_learns_a_bandit(make_policy):
@@ -63,10 +46,9 @@ def test_surrogate_by_hand():
 def test_a_rollout_is_split_evenly_so_that_no_minibatch_is_too_small(make_policy):
     config = ReinFlowConfig(minibatch=19)
     agent = ReinFlow(make_policy(RectifiedFlow(), 4), config, iterations=1, seed=0)
-    sizes = [len(part["obs"]) for part in agent._minibatches({"obs": torch.zeros(20, 3)})]
-    assert sizes == [10, 10]
-    sizes = [len(part["obs"]) for part in agent._minibatches({"obs": torch.zeros(19, 3)})]
-    assert sizes == [19]
+    for rows, sizes in ((20, [10, 10]), (19, [19])):
+        batch = {"obs": torch.zeros(rows, 3), "advantage": torch.randn(rows)}
+        assert [len(part["obs"]) for part in agent._minibatches(batch)] == sizes
 
 
 def test_noise_bound_is_held_and_then_decays(make_policy):

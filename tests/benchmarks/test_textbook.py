@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from benchmarks.textbook import TextbookReinFlow, check_equal_gradients, check_equal_samples, gradients
+from benchmarks.textbook import (
+    TextbookReinFlow,
+    as_minibatch,
+    check_equal_gradients,
+    check_equal_samples,
+    gradients,
+)
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -40,7 +46,7 @@ def test_losses_and_gradients_agree_away_from_the_first_step(sides):
     agent, textbook = sides
     batch, _ = rollout(agent, torch.randn(ROWS, 3))
     batch["log_prob"] = batch["log_prob"] + 0.02 * torch.randn(ROWS, 1)  # some ratios are clipped
-    ours, _ = agent._policy_loss(batch)
+    ours, _ = agent._policy_loss(as_minibatch(batch))
     theirs = textbook.policy_loss(batch)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     ours.backward()
