@@ -31,26 +31,26 @@ ENDLESS = {
 }
 
 
-def child(folder: Path) -> None:
+def child(folder: Path, agent: str) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if (folder / "checkpoints" / "last").exists():
         train.main([f"resume={folder}"])
     else:
-        train.train(tiny(folder, budget=ENDLESS))
+        train.train(tiny(folder, agent, budget=ENDLESS))
 
 
-def main(folder: Path, kills: int) -> None:
+def main(folder: Path, agent: str, kills: int) -> None:
     torch.set_num_threads(1)
     last, iterations = folder / "checkpoints" / "last", []
     for _ in range(kills):
         pid = os.fork()
         if pid == 0:
-            child(folder)
+            child(folder, agent)
             os._exit(1)
         began = time.monotonic()
         while not last.exists() and time.monotonic() - began < 30:
             time.sleep(0.01)
-        time.sleep(random.uniform(0.0, 0.8))
+        time.sleep(random.uniform(0.0, 1.2))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         policy = load(folder)
@@ -59,4 +59,4 @@ def main(folder: Path, kills: int) -> None:
     print(json.dumps({"loaded": len(iterations), "iterations": iterations}))
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]))
+main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -53,8 +53,11 @@ def whole(tmp_path_factory):
     return make
 
 
-# BC has 3 iterations; ReinFlow's run has them and 4 more: inside the first phase, at the border, inside the second.
-@pytest.mark.parametrize(("agent", "stop"), [("bc", 1), ("bc", 2), ("reinflow", 2), ("reinflow", 3), ("reinflow", 5)])
+# Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
+STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)}
+
+
+@pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
 def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
     folder = tmp_path / "run"
     train.train(tiny(folder, agent, iterations=stop))
@@ -63,8 +66,9 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
     same(outcome(folder), whole(agent))
 
 
-def test_episodes_end_and_learning_moves_in_the_runs_compared(whole):
-    state = whole("reinflow")["state"]
+@pytest.mark.parametrize("agent", ["reinflow", "dppo", "ppo"])
+def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
+    state = whole(agent)["state"]
     assert len(state["rollout"]["finished"]) > 3
     assert state["agent"]["updates"] == 4
     moments = state["agent"]["actor_optimizer"]["state"]["0"]
@@ -94,11 +98,12 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
         train.train(tiny(tmp_path / "run", "bc"))
 
 
-def test_thirty_random_kills_leave_a_checkpoint_that_loads(tmp_path):
-    script = Path(__file__).with_name("kill_and_load.py")
-    done = subprocess.run([sys.executable, script, tmp_path / "run", "30"], capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize(("agent", "kills"), [("reinflow", 30), ("dppo", 10), ("ppo", 10)])
+def test_random_kills_leave_a_checkpoint_that_loads(tmp_path, agent, kills):
+    script = [sys.executable, Path(__file__).with_name("kill_and_load.py"), tmp_path / "run", agent, str(kills)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    kills = json.loads(done.stdout.splitlines()[-1])
-    assert kills["loaded"] == 30
-    assert kills["iterations"] == sorted(kills["iterations"])
-    assert kills["iterations"][-1] > kills["iterations"][0]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["loaded"] == kills
+    assert report["iterations"] == sorted(report["iterations"])
+    assert report["iterations"][-1] > report["iterations"][0]

@@ -1,27 +1,37 @@
 """A whole run small enough for a test."""
 
 from pathlib import Path
+from typing import Any
 
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
-AGENTS = "diffpolicy_rl.agents"
+PPO = {"minibatch": 16, "critic_hidden": [8]}
+MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
+BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
+AGENTS: dict[str, dict[str, Any]] = {
+    "bc": BC,
+    "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
+    "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
+    "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
+}
+POLICIES: dict[str, dict[str, Any]] = {
+    "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
+    "ppo": {
+        "process": {"_target_": "diffpolicy_rl.policies.gaussian.Gaussian"},
+        "net": {"_target_": "diffpolicy_rl.nets.mlp.ConditionMLP", "hidden": [16]},
+        "steps": 1,
+    },
+}
 
 
-def tiny(folder: Path, agent: str = "reinflow", **changes) -> TrainConfig:
-    """A run of seconds: 3 iterations of cloning, 4 of ReinFlow, in which episodes end (an untrained hopper falls)."""
-    bc = {"_target_": f"{AGENTS}.bc.BC", "steps": 3, "batch": 16}
-    reinflow = {
-        "_target_": f"{AGENTS}.reinflow.ReinFlow",
-        "minibatch": 16,
-        "critic_hidden": [8],
-        "std_hidden": [8],
-    }
+def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
+    """A run of seconds: 3 iterations of cloning where there are any, 4 online, in which an untrained hopper falls."""
     values = {
-        "agent": bc if agent == "bc" else reinflow,
-        "bc": bc,
+        "agent": AGENTS[agent],
+        "bc": BC,
         "env": {"id": "Hopper-v5", "num_envs": 3},
         "data": {"path": "hopper"},
-        "policy": {"net": {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}},
+        "policy": POLICIES.get(agent, {"net": MLP}),
         "budget": {
             "bc_steps": 9,
             "env_steps": 4 * 10 * 3 * 4,
