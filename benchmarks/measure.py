@@ -1,10 +1,12 @@
 """Fair timing: both sides of a ratio in one run, taking turns, beside the rate of a plain matrix product."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffpolicy_rl.training.threads import torch_threads
 
@@ -61,6 +63,24 @@ def against_textbook(
     )
     ratios = {f"{name}/ours": value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
     return {f"{name}_ms": 1e3 * value / calls for name, value in seconds.items()} | ratios
+
+
+def gemm_floor(run: Callable[[], object], ours_ms: float, rows: int, precision: str) -> Figures:
+    """How long the matrix products of a call take by themselves, and how many times longer the call takes.
+
+    The products' arithmetic is counted as they are called; the rate is that of (rows, 512) @ (512, 512).
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    a, b = torch.randn(rows, 512), torch.randn(512, 512)
+    if precision == "bf16":
+        a, b = a.bfloat16(), b.bfloat16()
+    work = 2 * rows * 512 * 512
+    calls = math.ceil(2e10 / work)
+    seconds = take_turns({"gemm": lambda: [torch.mm(a, b) for _ in range(calls)]}, 5)["gemm"] / calls
+    floor_ms = 1e3 * seconds * counter.get_total_flops() / work
+    return {"gemm_floor_ms": floor_ms, "ours/gemm_floor": ours_ms / floor_ms}
 
 
 def gemm_rates(threads: int, repeats: int) -> Figures:

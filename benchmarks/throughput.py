@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import env_stepping
-from benchmarks.measure import Figures, against_textbook, gemm_rates
-from benchmarks.textbook import TextbookReinFlow, check_equal_gradients, check_equal_samples
+from benchmarks.equal_work import check_equal_gradients, check_equal_samples
+from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
+from benchmarks.textbook import Textbook, TextbookDPPO, TextbookReinFlow
 from diffpolicy_rl import cli
+from diffpolicy_rl.agents._ppo import ChainPPO
+from diffpolicy_rl.agents.dppo import DPPO
 from diffpolicy_rl.agents.reinflow import ReinFlow
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.training.build import build_env, build_policy, spec_of
@@ -35,14 +38,17 @@ class ThroughputConfig:
 
     Attributes:
         part: env, sample, update, end_to_end or all.
-        agent: a name in configs/agent.
+        agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
+        precision: fp32 or bf16, of our side; the textbook's is fp32.
         num_envs: N.
         decisions: T, decisions of each env per iteration.
         batch: PPO samples per gradient step.
         epochs: passes over a rollout.
+        repeats: how often each pass counts a decision.
+        trained_moves: K' of dppo.
         threads: torch threads of the update and physics threads; torch itself rolls out on one.
-        repeats: measurements of each side, of which the median counts.
+        turns: measurements of each side, of which the median counts.
         seconds: spent on each vector environment of each task.
         out: a JSON file for the figures.
     """
@@ -50,18 +56,21 @@ class ThroughputConfig:
     part: Literal["env", "sample", "update", "end_to_end", "all"]
     agent: str = "reinflow"
     env: str = "hopper"
+    precision: Literal["fp32", "bf16"] = "fp32"
     num_envs: int = 40
     decisions: int = 50
     batch: int = 5000
     epochs: int = 5
+    repeats: int = 1
+    trained_moves: int = 10
     threads: int = 2
-    repeats: int = 7
+    turns: int = 7
     seconds: float = 6.0
     out: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse counts that nothing could be measured with."""
-        counts = ("num_envs", "decisions", "batch", "epochs", "threads", "repeats", "seconds")
+        counts = ("num_envs", "decisions", "batch", "epochs", "repeats", "trained_moves", "threads", "turns", "seconds")
         require_positive(**{name: getattr(self, name) for name in counts})
 
 
@@ -74,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "keeps_memory": keep_freed_memory(),
         "settings": dataclasses.asdict(config),
     }
-    report |= {"machine": machine(), "versions": versions()} | gemm_rates(config.threads, config.repeats)
+    report |= {"machine": machine(), "versions": versions()} | gemm_rates(config.threads, config.turns)
     for part in parts:
         report[part] = PARTS[part](config)
         print(f"{part}:")
@@ -96,40 +105,41 @@ def _show(figures: dict[str, Any], indent: str) -> None:
 
 def env(config: ThroughputConfig) -> dict[str, Figures]:
     """Env steps per CPU second against Gymnasium's vector environments, one physics thread."""
-    return env_stepping.compare(config.num_envs, config.seconds, config.repeats)
+    return env_stepping.compare(config.num_envs, config.seconds, config.turns)
 
 
 def sample(config: ThroughputConfig) -> dict[str, Figures]:
     """Drawing for N observations on one thread, against the textbook: chains, and samples without exploration."""
-    phase = _phase(config)
-    agent, textbook = _sides(phase)
+    agent, textbook, phase = _sides(config)
     assert phase.rollout is not None
     obs, _ = phase.rollout.env.reset(seed=0)
     assert isinstance(obs, Tensor)
     shape = (len(obs), agent.policy.steps + 1, *agent.policy.action_shape)
     noise = torch.randn(len(obs), *agent.policy.action_shape)
+
+    def chain() -> object:
+        with agent._precision():
+            return agent.policy.sample_chain(obs, generator=agent.generator)
+
+    def noise_free() -> object:
+        with agent._precision():
+            return agent.policy.sample(obs, noise)
+
+    def measured(ours: Callable[[], object], theirs: Callable[[], object]) -> Figures:
+        figures = against_textbook(ours, theirs, config.turns, calls=30)
+        return figures | gemm_floor(ours, figures["ours_ms"], len(obs), config.precision)
+
     with torch_threads(1), torch.inference_mode():
         check_equal_samples(agent, textbook, obs)
         return {
-            "chain": against_textbook(
-                lambda: agent.policy.sample_chain(obs, generator=agent.generator),
-                lambda: textbook.sample_chain(obs, torch.randn(shape)),
-                config.repeats,
-                calls=100,
-            ),
-            "noise_free": against_textbook(
-                lambda: agent.policy.sample(obs, noise),
-                lambda: textbook.sample(obs, noise),
-                config.repeats,
-                calls=100,
-            ),
+            "chain": measured(chain, lambda: textbook.sample_chain(obs, torch.randn(shape))),
+            "noise_free": measured(noise_free, lambda: textbook.sample(obs, noise)),
         }
 
 
 def update(config: ThroughputConfig) -> Figures:
     """One update from one rollout, against the textbook's, which is given the advantages."""
-    phase = _phase(config)
-    agent, textbook = _sides(phase)
+    agent, textbook, phase = _sides(config)
     assert phase.rollout is not None
     with torch_threads(1):
         buffer = phase.rollout.collect(agent)
@@ -137,9 +147,12 @@ def update(config: ThroughputConfig) -> Figures:
     agent.config = dataclasses.replace(agent.config, target_kl=math.inf)
     prepared = agent._prepare(buffer)
     with torch_threads(config.threads):
-        first = {name: field[: config.batch] for name, field in prepared.items()}
-        check_equal_gradients(agent, textbook, first)
-        return against_textbook(lambda: agent.update(buffer), lambda: textbook.update(prepared), config.repeats)
+        ours = agent.config
+        agent.config = dataclasses.replace(ours, precision="fp32")
+        check_equal_gradients(agent, textbook, {name: field[:500] for name, field in prepared.items()})
+        agent.config = ours
+        figures = against_textbook(lambda: agent.update(buffer), lambda: textbook.update(prepared), config.turns)
+        return figures | gemm_floor(lambda: agent.update(buffer), figures["ours_ms"], config.batch, config.precision)
 
 
 def end_to_end(config: ThroughputConfig) -> Figures:
@@ -150,7 +163,7 @@ def end_to_end(config: ThroughputConfig) -> Figures:
     stepping = _timed(phase.rollout.env, "step")
     phase.iterate(config.threads, dict(seconds))
     before = phase.env_steps, acting[0], stepping[0]
-    for _ in range(config.repeats):
+    for _ in range(config.turns):
         phase.iterate(config.threads, seconds)
     total = sum(seconds.values())
     return {
@@ -181,6 +194,8 @@ def _phase(config: ThroughputConfig) -> Phase:
     words = [f"agent={config.agent}", f"env={config.env}", f"env.num_envs={config.num_envs}"]
     words += [f"budget.decisions={config.decisions}", f"threads={config.threads}"]
     words += [f"agent.minibatch={config.batch}", f"agent.epochs={config.epochs}"]
+    words += [f"agent.repeats={config.repeats}", f"agent.precision={config.precision}"]
+    words += [f"agent.trained_moves={config.trained_moves}"] if config.agent == "dppo" else []
     (run,) = compose(words, sweep=False)
     env = build_env(run, config.num_envs)
     spec = spec_of(env)
@@ -193,11 +208,15 @@ def _phase(config: ThroughputConfig) -> Phase:
     return Phase(run, "online", policy, env, spec)
 
 
-def _sides(phase: Phase) -> tuple[ReinFlow, TextbookReinFlow]:
+def _sides(config: ThroughputConfig) -> tuple[ChainPPO, Textbook, Phase]:
+    """An agent about to learn, the textbook's with its weights, and the phase it is in."""
+    phase = _phase(config)
     agent: object = phase.agent
-    if not isinstance(agent, ReinFlow):
-        raise UserError("the textbook implementation is of agent=reinflow; use it with sample and update")
-    return agent, TextbookReinFlow(agent)
+    if isinstance(agent, ReinFlow):
+        return agent, TextbookReinFlow(agent), phase
+    if isinstance(agent, DPPO):
+        return agent, TextbookDPPO(agent), phase
+    raise UserError(f"there is no textbook implementation of agent={config.agent}; sample and update need one")
 
 
 PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks import env_stepping, throughput
-from benchmarks.measure import against_textbook, take_turns, with_plain_fp32
+from benchmarks.measure import against_textbook, gemm_floor, take_turns, with_plain_fp32
 from diffpolicy_rl.errors import UserError
 
-SMALL = ["num_envs=4", "decisions=4", "batch=8", "epochs=1", "threads=1", "repeats=1", "seconds=0.2"]
+SMALL = ["num_envs=4", "decisions=4", "batch=8", "epochs=1", "threads=1", "turns=1", "seconds=0.2"]
 SIDES = {"ours_ms", "textbook_ms", "textbook_same_gemm_ms", "textbook/ours", "textbook_same_gemm/ours"}
+FLOOR = {"gemm_floor_ms", "ours/gemm_floor"}
 MATMUL = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -31,7 +32,7 @@ def figures_in(tree):
     [
         ("env", {"Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"}),
         ("sample", {"chain", "noise_free"}),
-        ("update", SIDES),
+        ("update", SIDES | FLOOR),
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
     ],
 )
@@ -51,7 +52,7 @@ def test_parts_report_their_figures(part, keys, tmp_path, capsys):
         keys = {"ours", "sync", "async", "ours/sync", "ours/async"}
         assert all(task.keys() == keys for task in report[part].values())
     if part == "sample":
-        assert all(figures.keys() == SIDES for figures in report[part].values())
+        assert all(figures.keys() == SIDES | FLOOR for figures in report[part].values())
     if part == "end_to_end":
         assert sum(report[part][f"share_{name}"] for name in ("sampling", "env", "update")) <= 1.0
 
@@ -61,6 +62,22 @@ def test_other_tasks_are_measured_with_or_without_demonstrations(env, tmp_path):
     for part in ("sample", "end_to_end"):
         throughput.main([part, f"env={env}", *SMALL, f"out={tmp_path / part}"])
         assert all(value > 0 for value in figures_in(json.loads((tmp_path / part).read_text())[part]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dppo_is_measured_too(precision, tmp_path):
+    for part in ("sample", "update", "end_to_end"):
+        words = [part, "agent=dppo", f"precision={precision}", *SMALL, f"out={tmp_path / part}"]
+        throughput.main([word.replace("batch=8", "batch=80") for word in words])
+        assert all(value > 0 for value in figures_in(json.loads((tmp_path / part).read_text())[part]))
+
+
+def test_floor_is_the_time_of_the_products():
+    a, b = torch.randn(400, 512), torch.randn(512, 512)
+    counted = gemm_floor(lambda: [a @ b for _ in range(10)], ours_ms=1.0, rows=400, precision="fp32")
+    twice = gemm_floor(lambda: [a @ b for _ in range(20)], ours_ms=1.0, rows=400, precision="fp32")
+    assert twice["gemm_floor_ms"] / counted["gemm_floor_ms"] == pytest.approx(2, rel=0.5)
+    assert counted["ours/gemm_floor"] == 1 / counted["gemm_floor_ms"]
 
 
 def test_env_steps_are_counted_alike_on_both_sides():
@@ -114,7 +131,7 @@ def test_ratios_say_how_much_longer_the_textbook_takes():
     [
         (["updat"], "part=updat is not a choice; did you mean 'update'"),
         (["update", "batsh=3"], "there is no setting batsh; did you mean 'batch'"),
-        (["env", "repeats=0"], "repeats=0 must be above 0"),
+        (["env", "turns=0"], "turns=0 must be above 0"),
         (["sample", "threads=0"], "threads=0 must be above 0"),
         (["end_to_end", "agent=bc"], "there is no setting agent.minibatch"),
         (["sample", "agent=nothing"], "there is no agent 'nothing'"),
