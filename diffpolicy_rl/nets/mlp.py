@@ -57,6 +57,14 @@ class ResidualMLP(nn.Sequential):
         super().__init__(nn.Linear(inputs, width_of(hidden)), ResidualTrunk(hidden, out, activation))
 
 
+def draw_as_one_layer(*summands: nn.Linear) -> None:
+    """Draw the weights of layers whose outputs are added as those of one layer over their concatenated inputs."""
+    bound = 1 / math.sqrt(sum(layer.in_features for layer in summands))
+    for layer in summands:
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+
 class DenoisingMLP(DenoisingNet):
     """DPPO's residual MLP over (noisy chunk, time, condition), predicting noise, action or velocity.
 
@@ -93,13 +101,7 @@ class DenoisingMLP(DenoisingNet):
         self.time_in = nn.Linear(time_dim, width, bias=False)
         self.cond_in = nn.Linear(cond_dim, width, bias=False)
         self.trunk = ResidualTrunk(hidden, size, activation)
-        self._init_as_one_layer(size + time_dim + cond_dim)
-
-    def _init_as_one_layer(self, fan_in: int) -> None:
-        bound = 1 / math.sqrt(fan_in)
-        for layer in (self.action_in, self.time_in, self.cond_in):
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound)
+        draw_as_one_layer(self.action_in, self.time_in, self.cond_in)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """Time and condition summands of the input layer (..., width)."""
