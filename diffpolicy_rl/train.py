@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def help_text() -> str:
-    """Usage, and every agent, env, data set, policy and budget; reads file names only, so that it is fast."""
+    """Usage, and every agent, env, data set, policy, net and budget; reads file names only, so that it is fast."""
     rows = [
         f"usage: {_USAGE}\n",
         "Pretrain a policy on demonstrations, improve it by reinforcement learning, evaluate it.\n",

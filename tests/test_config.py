@@ -49,6 +49,7 @@ def composed(*words):
         ("agent=mine:My", ["agent=custom", "++agent._target_='mine:My'"]),
         ("env=Ant-v5", ["env=gymnasium", "++env.id='Ant-v5'"]),
         ("env=mine:It's-v0", ["env=gymnasium", "++env.id='mine:It\\'s-v0'"]),
+        ("net=unet1d", ["net=unet1d"]),
         ("data=folder/a.hdf5", ["data=file", "++data.path='folder/a.hdf5'"]),
         ("data=hopper", ["data=hopper"]),
         ("agent.lr=1e-3", ["++agent.lr=1e-3"]),
@@ -77,6 +78,30 @@ def test_every_combination_composes():
         for component in (settings.agent, settings.bc, settings.policy.process, settings.policy.net):
             config.target(component["_target_"])
             assert set(component) == {"_target_", *config.settings(config.target(component["_target_"]))}
+
+
+@pytest.mark.parametrize("net", options("net"))
+def test_every_net_composes_with_every_policy(net):
+    source = yaml.safe_load((ROOT / "configs" / "net" / f"{net}.yaml").read_text())
+    for policy in options("policy"):
+        settings = composed(f"net={net}", f"policy={policy}")
+        assert dataclasses.replace(settings.policy, net={}) == dataclasses.replace(
+            composed(f"policy={policy}").policy, net={}
+        )
+        cls = config.target(source["_target_"])
+        given = {"_target_", *config.settings(cls)}
+        assert settings.policy.net["_target_"] == source["_target_"]
+        assert set(settings.policy.net) == given > {"time_dim", "time_embedding"}
+        cls(4, 2, 3, False, **config.arguments(settings.policy.net))  # the settings build a net
+
+
+def test_settings_of_a_net():
+    assert composed("net=unet1d", "policy.net.widths=[8]", "policy.net.groups=2").policy.net["widths"] == (8,)
+    assert composed("policy.net.depth=1", "net=transformer").policy.net["depth"] == 1
+    own = "policy.net._target_=diffpolicy_rl.nets.unet1d.ConditionalUNet1d"
+    assert composed(own).policy == composed("net=unet1d").policy
+    found = compose(["net=mlp,unet1d"], sweep=True)
+    assert [run.policy.net for run in found] == [composed(word).policy.net for word in ("seed=0", "net=unet1d")]
 
 
 def test_every_data_set_composes():
@@ -110,6 +135,10 @@ def test_values_reach_their_place():
         ("env=hoper", "there is no env 'hoper'; did you mean 'hopper'?"),
         ("data=hoper", "there is no data 'hoper'; did you mean 'hopper'?"),
         ("policy=flo", "there is no policy 'flo'; did you mean 'flow'?"),
+        ("net=unet", "there is no net 'unet'; did you mean 'unet1d'?"),
+        ("net.hidden=[8]", "there is no setting net.hidden; did you mean 'policy.net.hidden'?"),
+        ("net=unet1d policy.net.activation=relu", "there is no setting policy.net.activation; known: groups, hidden"),
+        ("base=x net=mlp", "net has no effect beside base="),
         ("budget=smok", "there is no budget 'smok'; did you mean 'smoke'?"),
         ("sead=1", "there is no setting sead; did you mean 'seed'?"),
         ("agent.lrr=1", "there is no setting agent.lrr; did you mean 'lr'?"),
@@ -150,6 +179,8 @@ def test_printed_settings_resolve_to_themselves(command, tmp_path):
     assert status == 0
     assert config.resolve(yaml.safe_load(out)) == composed("agent=bc", "policy=ddpm", "bc.lr=0.5", "loggers=wandb")
     assert command("agent=bc", "policy=ddpm", "bc.lr=0.5", "loggers=wandb", "-c", "job")[1] == out
+    _, out, _ = command("net=unet1d", "policy=ddpm", "policy.net.widths=[32,64]", "--cfg", "job")
+    assert config.resolve(yaml.safe_load(out)) == composed("net=unet1d", "policy=ddpm", "policy.net.widths=[32,64]")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +190,7 @@ def test_help_lists_everything_without_loading_anything():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert time.monotonic() - started < 1
     assert not {"torch", "hydra", "gymnasium", "mujoco", "numpy", "h5py"} & set(done.stderr.split())
-    for group in ("agent", "env", "data", "policy", "budget"):
+    for group in ("agent", "env", "data", "policy", "net", "budget"):
         names = [path.stem for path in (ROOT / "configs" / group).glob("*.yaml")]
         assert names
         section = done.stdout.partition(f"\n{group}:\n")[2].splitlines()[: len(names)]

@@ -12,13 +12,18 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from diffpolicy_rl.training.config import TrainConfig
 
-GROUPS = ("agent", "env", "data", "policy", "budget")
+GROUPS = ("agent", "env", "data", "policy", "net", "budget")
 _CONFIGS = "diffpolicy_rl.configs"
 
 
 def options(group: str) -> dict[str, str]:
     """Name and first comment line of every option of a config group; reads files only, so that it is fast."""
-    return {name: text.partition("\n")[0].removeprefix("# ") for name, text in _files(group).items()}
+    return {name: _summary(text) for name, text in _files(group).items()}
+
+
+def _summary(text: str) -> str:
+    """The first comment line of a file, but Hydra's own, which must precede it."""
+    return next(line for line in text.splitlines() if not line.startswith("# @")).removeprefix("# ")
 
 
 def _files(group: str) -> dict[str, str]:
@@ -64,7 +69,7 @@ def _refuse_contradictions(words: Sequence[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is given twice")
-        if "base" in keys and key.partition(".")[0] in ("policy", "data", "bc"):
+        if "base" in keys and key.partition(".")[0] in ("policy", "net", "data", "bc"):
             raise UserError(f"{key} has no effect beside base=, whose run brings its policy, already cloned")
 
 
@@ -83,6 +88,8 @@ def translate(word: str) -> list[str]:
     key, equals, value = word.partition("=")
     if not equals:
         raise UserError(f"{word!r} is not of the form key=value")
+    if key.lstrip("+").startswith("net."):  # the option is chosen beside the policy, its settings belong to it
+        raise UserError(f"there is no setting {key.lstrip('+')}; did you mean 'policy.{key.lstrip('+')}'?")
     if key not in GROUPS:
         return [f"++{word.lstrip('+')}"]
     known = _files(key)
