@@ -20,8 +20,9 @@ def test_starts_as_the_identity():
     net = net_with_output()
     straight = net.out(F.layer_norm(net.tokens(x) + net.positions, (16,)))
     assert torch.equal(net(x, t, t, cond), straight)
-    net.modulation.trunk[-1].bias.data.fill_(0.1)
-    assert not torch.allclose(net(x, t, t, cond), straight, atol=1e-3)
+    net.modulation.trunk[-1].bias.data[-32:] = torch.tensor([0.5] * 16 + [2.0] * 16)  # scale and shift before it
+    modulated = net.out(1.5 * F.layer_norm(net.tokens(x) + net.positions, (16,)) + 2)
+    torch.testing.assert_close(net(x, t, t, cond), modulated)
 
 
 def test_a_block_by_hand():
