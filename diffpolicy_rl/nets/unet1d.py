@@ -61,7 +61,7 @@ class ConditionalUNet1d(ModulatedNet):
 
     Each level has two blocks and half the length of the one above. The deepest level is the middle, and every level
     above it hands its features across at its own length, as in Ronneberger et al. 2015. (The public code has a middle
-    beside the deepest level, hands features across one halving deeper, and so leaves the first level's unused.)
+    beside the deepest level, and hands across every level's features but the first's.)
 
     Args:
         horizon: H, divisible by 2 once for every level but the first.
