@@ -19,7 +19,7 @@ from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.threads import torch_threads
 
-_COMPARED = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
+_COMPARED = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")  # the last without contact forces, on all sides
 _CHUNK = 4
 
 
@@ -60,7 +60,7 @@ class Ours:
     """The batch backend, four actions per call."""
 
     def __init__(self, env_id: str, num_envs: int) -> None:
-        self._env = make_env(env_id, num_envs=num_envs, chunk=_CHUNK, threads=1)
+        self._env = make_env(env_id, num_envs=num_envs, chunk=_CHUNK, threads=1, **TASKS[env_id].required)
         self._env.reset(seed=0)
         self._actions = torch.from_numpy(_actions(self._env.single_action_space, num_envs, _CHUNK))
         self._calls = 0
@@ -85,7 +85,7 @@ class Theirs:
 
     def __init__(self, env_id: str, num_envs: int, mode: str) -> None:
         with quiet_mujoco():
-            self._env = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode)
+            self._env = gymnasium.make_vec(env_id, num_envs, mode, **TASKS[env_id].required)
         self._env.reset(seed=0)
         self._actions = _actions(self._env.single_action_space, num_envs)
         self._calls, self._num_envs, self._ended = 0, num_envs, 0
@@ -130,7 +130,8 @@ def _rate(side: Ours | Theirs, seconds: float) -> float:
 def check_equal_work(env_id: str) -> None:
     """Raise UserError unless both sides compute the same: rewards within 1e-12 from equal states."""
     with quiet_mujoco():
-        ours, theirs = BatchEnv(env_id, TASKS[env_id](), dtype=torch.float64), gymnasium.make(env_id)
+        theirs = gymnasium.make(env_id, **TASKS[env_id].required)
+    ours = BatchEnv(env_id, TASKS[env_id](), dtype=torch.float64)
     ours.reset(seed=0)
     theirs.reset(seed=0)
     state = ours.state()

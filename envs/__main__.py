@@ -14,11 +14,12 @@ def main() -> None:
         print("usage: python -m diffpolicy_rl.envs\n\nList the tasks that are defined here.")
         sys.exit(0 if {"-h", "--help"} & set(sys.argv) else 2)
     table = Table(title="Tasks (any other Gymnasium id runs on the gymnasium and workers backends)")
-    for column in ("id", "obs dim", "action dim", "time limit", "backend"):
+    for column in ("id", "obs dim", "action dim", "time limit", "backend", "needs"):
         table.add_column(column)
     for env_id, task_type in TASKS.items():
         task = task_type()
-        table.add_row(env_id, str(task.obs_dim), str(task.model.nu), str(task.max_episode_steps), "batch")
+        numbers = (task.obs_dim, task.model.nu, task.max_episode_steps)
+        table.add_row(env_id, *map(str, numbers), "batch", ", ".join(task.missing({})))
     Console().print(table)
 
 

@@ -60,8 +60,11 @@ class BatchEnv(ChunkedVecEnv):
         self.task = task
         self._batch = Batch(task.model, self.num_envs, threads)
         self._control = self._view("ctrl")
-        self._physics = Physics(self._view("qpos"), self._view("qvel"))
-        self._path = Physics(*(x[:, None].repeat(1, self.chunk + 1, 1) for x in self._physics))
+        # MuJoCo only shows the places it computed last; a copy is needed that a loaded state can replace.
+        self._tracked = self._batch.bind("xpos")[:, task.tracked_bodies]
+        places = torch.zeros(self._tracked.shape, dtype=torch.float64)
+        self._physics = Physics(self._view("qpos"), self._view("qvel"), places)
+        self._path = Physics(*(torch.stack([x] * (self.chunk + 1), dim=1) for x in self._physics))
         self._renderer: mujoco.Renderer | None = None
 
     def _view(self, field: str) -> Tensor:
@@ -107,13 +110,17 @@ class BatchEnv(ChunkedVecEnv):
         diverged = self._batch.warning[:, _DIVERGED].any(axis=(1, 2))
         if diverged.any():
             raise PhysicsError(f"{self.spec_id}: the physics of row {diverged.argmax()} diverged; reset it")
+        self._track()
+
+    def _track(self) -> None:
+        self._physics.xpos.numpy()[:] = self._tracked
 
     def _restart(self, rows: Tensor) -> Tensor:
         if rows.any():
             index = rows.nonzero()[:, 0]
             count = self.task.model.nq + self.task.model.nv
             start = self.task.initial_state(uniform(self._seed, index, self._episode[index], count))
-            self._write(rows, start._asdict())
+            self._write(rows, {"qpos": start.qpos, "qvel": start.qvel})
         return self.task.observe(self._physics)
 
     def _write(self, rows: Tensor, values: dict[str, Tensor]) -> None:
@@ -121,6 +128,9 @@ class BatchEnv(ChunkedVecEnv):
         self._batch.reset(rows.numpy(), stage=mujoco.mjtStage.mjSTAGE_NONE)
         for name, value in values.items():
             self._view(name)[rows] = value.to("cpu", torch.float64)
+        if self._tracked.size:
+            self._batch.forward(rows.numpy(), stage=mujoco.mjtStage.mjSTAGE_POS)
+            self._track()
 
     def state(self) -> dict[str, Tensor]:
         """Physics state of every row: copies of ``time`` (N,) in s, ``qpos`` (N, nq) and ``qvel`` (N, nv)."""
@@ -155,13 +165,16 @@ class BatchEnv(ChunkedVecEnv):
         return self.observation()
 
     def state_dict(self) -> State:
-        """As the base class, plus MuJoCo's full integration state (N, nstate), warm start included."""
-        return super().state_dict() | {"integration_state": torch.from_numpy(self._batch.state).clone()}
+        """As the base class, plus MuJoCo's full integration state (N, nstate), warm start included, and what lags."""
+        tracked = {"xpos": self._physics.xpos.clone()} if self._tracked.size else {}
+        return super().state_dict() | {"integration_state": torch.from_numpy(self._batch.state).clone()} | tracked
 
     def load_state_dict(self, state: State) -> None:
         """Continue bit for bit where ``state_dict`` was taken."""
         super().load_state_dict(state)
         self._batch.state[:] = state["integration_state"].numpy()
+        if self._tracked.size:
+            self._physics.xpos.copy_(state["xpos"])
 
     def render(self) -> NDArray[np.uint8]:
         """RGB frame (480, 480, 3) of the first row, from the camera "track" if the model has it.

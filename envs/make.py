@@ -40,7 +40,7 @@ def make_env(
         device: where tensors are returned.
         seed: seed of the rows' random streams.
         backend: "batch" (our tasks, on CPU threads), "gymnasium" (any environment, in this process) or "workers" (the
-            same, in worker processes); by default the first that has the environment.
+            same, in worker processes); by default the first that has the environment with these settings.
         history: To, observations per returned stack.
         threads: physics threads of "batch", worker processes of "workers"; by default as many as torch uses.
         dtype: floating type of what is returned.
@@ -51,7 +51,8 @@ def make_env(
         UserError: for an unknown id, backend or setting.
     """
     options = EnvOptions(num_envs=num_envs, chunk=chunk, device=device, seed=seed, history=history, dtype=dtype)
-    backend = backend or ("batch" if env_id in TASKS else "gymnasium")
+    ours = env_id in TASKS and not TASKS[env_id].missing(settings)
+    backend = backend or ("batch" if ours else "gymnasium")
     if backend not in BACKENDS:
         raise UserError(f"there is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     _check_id(env_id, TASKS if backend == "batch" else gymnasium.registry, backend)

@@ -47,7 +47,7 @@ def composed(*words):
         ("agent=bc", ["agent=bc"]),
         ("agent=bc,reinflow", ["agent=bc,reinflow"]),
         ("agent=mine:My", ["agent=custom", "++agent._target_='mine:My'"]),
-        ("env=Ant-v5", ["env=gymnasium", "++env.id='Ant-v5'"]),
+        ("env=Ant-v5", ["env=gymnasium", "++env.id='Ant-v5'"]),  # env=ant is another task: it sets options
         ("env=mine:It's-v0", ["env=gymnasium", "++env.id='mine:It\\'s-v0'"]),
         ("net=unet1d", ["net=unet1d"]),
         ("data=folder/a.hdf5", ["data=file", "++data.path='folder/a.hdf5'"]),

@@ -98,7 +98,8 @@ def translate(word: str) -> list[str]:
     if key == "agent" and re.fullmatch(r"\w[\w.]*:\w+", value):
         return ["agent=custom", f"++agent._target_={_quoted(value)}"]
     if key == "env" and (":" in value or re.search(r"-v\d+$", value)):
-        ours = [name for name, text in known.items() if f"id: {value}\n" in text]
+        # A file that also sets options is another task than the plain id.
+        ours = [name for name, text in known.items() if text.partition("\n")[2] == f"id: {value}\n"]
         return [f"env={ours[0]}"] if ours else ["env=gymnasium", f"++env.id={_quoted(value)}"]
     if key == "data" and (Path(value).suffix or Path(value).exists()):
         return ["data=file", f"++data.path={_quoted(value)}"]

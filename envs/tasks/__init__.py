@@ -1,5 +1,6 @@
 """Our own task definitions, by the id that ``make_env`` takes."""
 
+from diffpolicy_rl.envs.tasks.ant import Ant
 from diffpolicy_rl.envs.tasks.base import Physics, Task
 from diffpolicy_rl.envs.tasks.half_cheetah import HalfCheetah
 from diffpolicy_rl.envs.tasks.hopper import Hopper
@@ -11,6 +12,7 @@ TASKS: dict[str, type[Task]] = {
     "Walker2d-v5": Walker2d,
     "HalfCheetah-v5": HalfCheetah,
     "Swimmer-v5": Swimmer,
+    "Ant-v5": Ant,
 }
 
 __all__ = ["TASKS", "Physics", "Task"]

@@ -7,10 +7,12 @@ Semantics are Gymnasium's v5 environments, whose model files are used as they ar
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's compiled modules come without types.)
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import gymnasium
@@ -30,10 +32,13 @@ class Physics(NamedTuple):
     Attributes:
         qpos: (..., nq) generalised positions, m and rad.
         qvel: (..., nv) generalised velocities, m/s and rad/s.
+        xpos: (..., bodies, 3) places of the task's ``tracked_bodies`` in the world, m, as MuJoCo leaves them after a
+            step: one physics step behind ``qpos``.
     """
 
     qpos: Tensor
     qvel: Tensor
+    xpos: Tensor = torch.empty(0, 3)
 
 
 @dataclass
@@ -59,10 +64,22 @@ class Task(ABC):
     model_file: ClassVar[str]
     absolute_positions: ClassVar[int] = 1
     """How many leading entries of qpos are the absolute position."""
+    tracked_bodies: ClassVar[slice] = slice(0)
+    """The bodies whose places the task reads, by their numbers in the model."""
+    required: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Settings with which alone Gymnasium's task is this one."""
 
     @classmethod
-    def from_settings(cls, env_id: str, settings: dict[str, Any]) -> Self:
-        """Build the task of ``env_id``; raises UserError for a setting it does not have."""
+    def missing(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Required settings, as ``name=value``, that are not among these."""
+        return [f"{name}={value}" for name, value in cls.required.items() if settings.get(name, ...) != value]
+
+    @classmethod
+    def from_settings(cls, env_id: str, settings: Mapping[str, Any]) -> Self:
+        """Build the task of ``env_id``; raises UserError for a setting it does not have, or lacks."""
+        if missing := cls.missing(settings):
+            raise UserError(f"{env_id} needs {' and '.join(missing)} on the batch backend; or use backend=gymnasium")
+        settings = {name: value for name, value in settings.items() if name not in cls.required}
         known = {field.name: field.default for field in fields(cls)}
         for name, value in settings.items():
             if name not in known:
@@ -101,7 +118,11 @@ class Task(ABC):
 
     def _gain(self, before: Physics, after: Physics) -> Tensor:
         """What the reward is before the cost of acting."""
-        return self.forward_reward_weight * ((after.qpos[..., 0] - before.qpos[..., 0]) / self.dt)
+        return self.forward_reward_weight * ((self._place(after) - self._place(before)) / self.dt)
+
+    def _place(self, physics: Physics) -> Tensor:
+        """Where the body is along x, m."""
+        return physics.qpos[..., 0]
 
     def terminated(self, physics: Physics) -> Tensor:
         """Whether the episode ends in this state, (...,) bool; by default it never does."""
@@ -124,23 +145,48 @@ class Task(ABC):
         """Noise that is uniform in +-reset_noise_scale."""
         return self.reset_noise_scale * (2 * uniform - 1)
 
+    def _normal(self, uniform: Tensor) -> Tensor:
+        """Normal noise with standard deviation reset_noise_scale."""
+        return self.reset_noise_scale * torch.special.ndtri(uniform)
+
     def _velocity(self, uniform: Tensor) -> Tensor:
         return self._symmetric(uniform)
 
 
 @dataclass
-class UprightTask(Task):
+class FallingTask(Task):
     """A task whose episode ends when the body falls; each step on its feet is rewarded.
 
     Attributes:
         healthy_reward: reward per step in a healthy state.
         terminate_when_unhealthy: end the episode at the first unhealthy state.
-        healthy_z_range: open interval of healthy torso heights, m.
-        healthy_angle_range: open interval of healthy torso pitch, rad.
     """
 
     healthy_reward: float = 1.0
     terminate_when_unhealthy: bool = True
+
+    @abstractmethod
+    def healthy(self, physics: Physics) -> Tensor:
+        """Whether the body is on its feet, (...,) bool."""
+
+    def terminated(self, physics: Physics) -> Tensor:
+        """Whether the body fell, (...,) bool."""
+        return ~self.healthy(physics) if self.terminate_when_unhealthy else super().terminated(physics)
+
+    def _gain(self, before: Physics, after: Physics) -> Tensor:
+        # A number times a bool would be rounded to torch's default type.
+        return super()._gain(before, after) + self.healthy_reward * self.healthy(after).to(after.qpos.dtype)
+
+
+@dataclass
+class UprightTask(FallingTask):
+    """A planar body that stays healthy at the right height and pitch.
+
+    Attributes:
+        healthy_z_range: open interval of healthy torso heights, m.
+        healthy_angle_range: open interval of healthy torso pitch, rad.
+    """
+
     healthy_z_range: tuple[float, float] = (0.7, float("inf"))
     healthy_angle_range: tuple[float, float] = (-0.2, 0.2)
 
@@ -156,13 +202,6 @@ class UprightTask(Task):
         """As ``Task.observe``, with clipped velocities."""
         limit = self.velocity_limit
         return super().observe(Physics(physics.qpos, physics.qvel.clamp(-limit, limit)))
-
-    def terminated(self, physics: Physics) -> Tensor:
-        """Whether the body fell, (...,) bool."""
-        return ~self.healthy(physics) if self.terminate_when_unhealthy else super().terminated(physics)
-
-    def _gain(self, before: Physics, after: Physics) -> Tensor:
-        return super()._gain(before, after) + self.healthy_reward * self.healthy(after)
 
 
 def within(value: Tensor, interval: tuple[float, float]) -> Tensor:

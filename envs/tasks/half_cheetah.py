@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from diffpolicy_rl.envs.tasks.base import Task
@@ -11,7 +10,7 @@ from diffpolicy_rl.envs.tasks.base import Task
 
 @dataclass
 class HalfCheetah(Task):
-    """Gymnasium's HalfCheetah-v5: O = 17, D = 6; unlike its siblings it starts with normal velocity noise."""
+    """Gymnasium's HalfCheetah-v5: O = 17, D = 6; it starts with normal velocity noise, as Ant does."""
 
     ctrl_cost_weight: float = 0.1
     reset_noise_scale: float = 0.1
@@ -20,4 +19,4 @@ class HalfCheetah(Task):
     model_file: ClassVar[str] = "half_cheetah.xml"
 
     def _velocity(self, uniform: Tensor) -> Tensor:
-        return self.reset_noise_scale * torch.special.ndtri(uniform)
+        return self._normal(uniform)

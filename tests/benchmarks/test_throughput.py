@@ -30,7 +30,7 @@ def figures_in(tree):
 @pytest.mark.parametrize(
     ("part", "keys"),
     [
-        ("env", {"Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"}),
+        ("env", {"Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5"}),
         ("sample", {"chain", "noise_free"}),
         ("update", SIDES | FLOOR),
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),

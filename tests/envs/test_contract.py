@@ -5,6 +5,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from diffpolicy_rl import make_env
+from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.errors import UserError
 
 N = 3
@@ -72,6 +73,17 @@ def test_chunks_equal_single_steps_up_to_the_end_of_an_episode():
             obs, _ = whole.reset(seed=at)
             expected, _ = single.reset(seed=at)
     assert ended_inside > 0
+
+
+def test_progress_that_lags_is_the_same_in_chunks():
+    """Ant is paid by a place that is no function of its position: it is carried from step to step."""
+    settings = {"healthy_z_range": (0.5, 0.7), "terminate_when_unhealthy": False, "max_episode_steps": 8}
+    settings |= TASKS["Ant-v5"].required | {"num_envs": N, "dtype": torch.float64}
+    moves = actions(24, dim=8)
+    single = [step[4]["rewards"] for step in play(make_env("Ant-v5", **settings), moves.unsqueeze(2))]
+    whole = play(make_env("Ant-v5", chunk=4, **settings), moves.view(N, 6, 4, 8))
+    assert sum(step[3].all() for step in whole) == 3
+    torch.testing.assert_close(torch.cat([step[4]["rewards"] for step in whole], 1), torch.cat(single, 1))
 
 
 @pytest.mark.parametrize(("limit", "executed"), [(8, 4), (6, 2)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffpolicy_rl import make_env
+from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.errors import UserError
 
 
@@ -77,3 +78,15 @@ def test_bad_masks_are_refused():
     for mask in (torch.ones(3, dtype=torch.bool), torch.ones(2)):
         with pytest.raises(UserError, match=r"the reset mask must be bool with shape \(2,\)"):
             env.reset(mask=mask)
+
+
+def test_ant_is_on_the_batch_backend_where_it_needs_no_contact_forces():
+    silent = TASKS["Ant-v5"].required
+    assert make_env("Ant-v5", **silent).backend == "batch"
+    assert make_env("Ant-v5").backend == "gymnasium"
+    assert make_env("Ant-v5").single_observation_space.shape == (105,)
+    assert make_env("Ant-v5", include_cfrc_ext_in_observation=False).backend == "gymnasium"
+    with pytest.raises(UserError, match="Ant-v5 needs contact_cost_weight=0 on the batch backend; or use backend=gym"):
+        make_env("Ant-v5", backend="batch", include_cfrc_ext_in_observation=False, contact_cost_weight=1e-3)
+    with pytest.raises(UserError, match="Ant-v5 has no setting 'helthy_reward'; did you mean 'healthy_reward'"):
+        make_env("Ant-v5", helthy_reward=2.0, **silent)

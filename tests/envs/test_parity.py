@@ -45,21 +45,25 @@ def step_both(env_id, steps, **settings):
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_a_thousand_steps_equal_gymnasium(env_id):
-    assert step_both(env_id, 1000) > 0
+    assert step_both(env_id, 1000, **TASKS[env_id].required) > 0
 
 
 @pytest.mark.parametrize(
     ("env_id", "settings"),
     [
         ("Hopper-v5", {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.5, "healthy_reward": 3.0}),
+        ("Hopper-v5", {"healthy_reward": 0.3, "max_episode_steps": 70}),  # no float32 number
         ("Hopper-v5", {"frame_skip": 2, "max_episode_steps": 70}),
         ("Walker2d-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 70}),
         ("HalfCheetah-v5", {"exclude_current_positions_from_observation": False, "max_episode_steps": 70}),
         ("Swimmer-v5", {"exclude_current_positions_from_observation": False, "max_episode_steps": 70}),
+        ("Ant-v5", {"exclude_current_positions_from_observation": False, "max_episode_steps": 70}),
+        ("Ant-v5", {"healthy_z_range": (0.4, 0.8), "healthy_reward": 0.3, "forward_reward_weight": 2.0}),
+        ("Ant-v5", {"terminate_when_unhealthy": False, "healthy_z_range": (0.5, 0.7), "max_episode_steps": 70}),
     ],
 )
 def test_settings_mean_what_they_mean_to_gymnasium(env_id, settings):
-    assert step_both(env_id, 200, **settings) > 0
+    assert step_both(env_id, 200, **settings, **TASKS[env_id].required) > 0
 
 
 def test_steps_from_a_state_in_contact_equal_gymnasium():
@@ -83,15 +87,15 @@ def test_steps_from_a_state_in_contact_equal_gymnasium():
 
 @pytest.mark.parametrize(
     ("env_id", "settings"),
-    [("Hopper-v5", {}), ("Hopper-v5", {"healthy_angle_range": (-1e9, 1e9)}), ("Walker2d-v5", {})],
+    [("Hopper-v5", {}), ("Hopper-v5", {"healthy_angle_range": (-1e9, 1e9)}), ("Walker2d-v5", {}), ("Ant-v5", {})],
 )
 def test_what_is_healthy_equals_gymnasium(env_id, settings):
     reference, task = gymnasium.make(env_id, **settings).unwrapped, TASKS[env_id](**settings)
     nq, nv = task.model.nq, task.model.nv
     rng = np.random.default_rng(0)
     upright = np.zeros(nq + nv)
-    upright[1] = 1.25
-    edges = [(1, 0.7), (1, 0.8), (1, 2.0), (2, 0.2), (2, -0.2), (2, 1.0), (2, -1.0)]  # the intervals are open
+    upright[:nq] = task.model.qpos0
+    edges = [(1, 0.7), (1, 0.8), (1, 2.0), (2, 0.2), (2, -0.2), (2, 1.0), (2, -1.0)]  # most intervals are open
     states = [upright + scale * rng.normal(size=nq + nv) for scale in (0.1, 0.5, 50) for _ in range(100)]
     for index, value in [*edges, *((index, value) for index in range(nq + nv) for value in (-150.0, 99.0, 150.0))]:
         states.append(upright.copy())
@@ -107,7 +111,9 @@ def test_what_is_healthy_equals_gymnasium(env_id, settings):
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_spaces_equal_gymnasium(env_id):
-    reference, env = gymnasium.make(env_id), make_env(env_id, dtype=torch.float64)
+    settings = TASKS[env_id].required
+    reference, env = gymnasium.make(env_id, **settings), make_env(env_id, dtype=torch.float64, **settings)
+    assert env.backend == "batch"
     assert env.single_observation_space.shape == reference.observation_space.shape
     np.testing.assert_array_equal(env.single_action_space.low, reference.action_space.low)
     np.testing.assert_array_equal(env.single_action_space.high, reference.action_space.high)
@@ -116,8 +122,8 @@ def test_spaces_equal_gymnasium(env_id):
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_initial_states_are_distributed_as_gymnasium_s(env_id):
-    reference, rows = gymnasium.make(env_id), 400
-    env = make_env(env_id, num_envs=rows)
+    reference, rows = gymnasium.make(env_id, **TASKS[env_id].required), 400
+    env = make_env(env_id, num_envs=rows, **TASKS[env_id].required)
     env.reset(seed=1)
     ours = torch.cat([env.state()["qpos"], env.state()["qvel"]], dim=1)
     theirs = []
@@ -140,6 +146,7 @@ def test_initial_states_are_distributed_as_gymnasium_s(env_id):
         ("Walker2d-v5", 5e-3, 5e-3 * 0.95),
         ("HalfCheetah-v5", 0.1, 0.1 * 1.959963984540054),  # the normal distribution's 97.5 % quantile
         ("Swimmer-v5", 0.1, 0.1 * 0.95),
+        ("Ant-v5", 0.1, 0.1 * 1.959963984540054),
     ],
 )
 def test_initial_states_by_hand(env_id, noise, velocity):

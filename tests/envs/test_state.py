@@ -4,21 +4,25 @@ import pytest
 import torch
 
 from diffpolicy_rl import make_env
+from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.errors import UserError
 
 N = 3
 
 
-def test_saved_state_continues_bit_for_bit():
-    moves = 2 * torch.rand(N, 30, 4, 3) - 1
-    env = make_env("Hopper-v5", num_envs=N, chunk=4, history=2)
+@pytest.mark.parametrize(
+    ("env_id", "settings"), [("Hopper-v5", {}), ("Ant-v5", {"healthy_z_range": (0.4, 0.8), **TASKS["Ant-v5"].required})]
+)
+def test_saved_state_continues_bit_for_bit(env_id, settings):
+    env = make_env(env_id, num_envs=N, chunk=4, history=2, **settings)
+    moves = 2 * torch.rand(N, 30, 4, *env.single_action_space.shape) - 1
     env.reset(seed=7)
     for chunk in moves[:, :10].unbind(1):
         env.step(chunk)
     state, resumed_at = env.state_dict(), env.observation()
     expected = [env.step(chunk) for chunk in moves[:, 10:].unbind(1)]
     assert any(step[2].any() for step in expected)  # episodes end, so random streams are part of it
-    other = make_env("Hopper-v5", num_envs=N, chunk=4, history=2, seed=99)
+    other = make_env(env_id, num_envs=N, chunk=4, history=2, seed=99, **settings)
     other.load_state_dict(state)
     assert not other.restarted_on_load
     assert torch.equal(other.observation(), resumed_at)
