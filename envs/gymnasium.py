@@ -12,8 +12,9 @@ from diffpolicy_rl.errors import require_positive
 
 
 class GymnasiumEnv(ForeignEnv):
-    """N copies of a Gymnasium environment with Box spaces, stepped one after the other; observations are flattened.
+    """N copies of a Gymnasium environment, stepped one after the other.
 
+    Actions are a Box; observations are a Box, or a Dict of them as goal environments have it, and come as one vector.
     Episode e of row i starts with ``reset(seed=f(seed, i, e))``. Where the environment's info has ``success`` or
     ``is_success``, ``step``'s info has ``success`` (N,): whether any action of the chunk reported it.
     """
@@ -29,7 +30,7 @@ class GymnasiumEnv(ForeignEnv):
             **options: see ``EnvOptions``.
 
         Raises:
-            UserError: if it cannot be made, has no time limit, its spaces are no Boxes, or a count is below 1.
+            UserError: if it cannot be made, has no time limit, its spaces hold more than Boxes, or a count is below 1.
         """
         num_envs = options.get("num_envs", 1)
         require_positive(num_envs=num_envs)

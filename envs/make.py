@@ -9,6 +9,7 @@ import torch
 
 from diffpolicy_rl.envs.base import ChunkedVecEnv, EnvOptions
 from diffpolicy_rl.envs.batch import BatchEnv
+from diffpolicy_rl.envs.families import register
 from diffpolicy_rl.envs.gymnasium import GymnasiumEnv
 from diffpolicy_rl.envs.tasks import TASKS
 from diffpolicy_rl.envs.workers import WorkersEnv
@@ -55,6 +56,8 @@ def make_env(
     backend = backend or ("batch" if ours else "gymnasium")
     if backend not in BACKENDS:
         raise UserError(f"there is no environment backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    if backend != "batch":
+        register(env_id)
     _check_id(env_id, TASKS if backend == "batch" else gymnasium.registry, backend)
     if backend == "batch":
         return BatchEnv(env_id, TASKS[env_id].from_settings(env_id, settings), threads=threads, **options)

@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, flatten_space
+from gymnasium.spaces import Box, Dict, Space, flatdim, flatten_space
 from numpy.typing import NDArray
 
+from diffpolicy_rl.envs.families import register
 from diffpolicy_rl.envs.quiet import quiet_mujoco
 from diffpolicy_rl.errors import UserError
 
@@ -59,9 +60,10 @@ class RowEnv:
             settings: keyword arguments of ``gymnasium.make``.
 
         Raises:
-            UserError: if it cannot be made, has no time limit, or its spaces are no Boxes.
+            UserError: if it cannot be made, has no time limit, or its spaces hold more than Boxes.
         """
         self._env_id = env_id
+        register(env_id)
         try:
             with quiet_mujoco():
                 self._env = gymnasium.make(env_id, disable_env_checker=True, **settings)
@@ -74,7 +76,7 @@ class RowEnv:
     def restart(self, row: np.void) -> None:
         """Start an episode with the record's seed and write its first observation."""
         obs, _ = self._env.reset(seed=int(row["seed"]))
-        row["first_obs"] = np.ravel(obs)
+        row["first_obs"] = _flat(self._env.observation_space, obs)
         self._started = True
 
     def run(self, row: np.void) -> None:
@@ -90,7 +92,7 @@ class RowEnv:
         space = self._env.action_space
         for index, action in enumerate(row["action"].astype(space.dtype)):
             step = self._env.step(action.reshape(space.shape))
-            row["obs"][index], row["rewards"][index] = np.ravel(step[0]), step[1]
+            row["obs"][index], row["rewards"][index] = _flat(self._env.observation_space, step[0]), step[1]
             row["success"] = max(row["success"], _success(step[4]))
             row["executed"], row["terminated"] = index + 1, step[2]
             row["truncated"] = step[3] and not step[2]
@@ -112,14 +114,26 @@ class RowEnv:
 
 
 def _facts(env_id: str, env: gymnasium.Env) -> Facts:
-    for name in ("observation_space", "action_space"):
-        if not isinstance(getattr(env, name), Box):
-            kind = type(getattr(env, name)).__name__
-            raise UserError(f"{env_id}: its {name} is a {kind}, but only a Box is supported; wrap the environment")
+    leaves = {"observation_space": _leaves(env.observation_space), "action_space": [env.action_space]}
+    for name, spaces in leaves.items():
+        for kind in (type(space).__name__ for space in spaces if not isinstance(space, Box)):
+            raise UserError(f"{env_id}: its {name} holds a {kind}, but only a Box is supported; wrap the environment")
     limit = env.spec.max_episode_steps if env.spec else None
     if limit is None:
         raise UserError(f"{env_id} has no time limit; set max_episode_steps (env.options.max_episode_steps= in train)")
-    return Facts(int(np.prod(env.observation_space.shape)), flatten_space(env.action_space), limit)  # pyright: ignore
+    return Facts(flatdim(env.observation_space), cast(Box, flatten_space(env.action_space)), limit)
+
+
+def _leaves(space: Space) -> list[Space]:
+    """The spaces that a tree of Dict spaces is made of, in Gymnasium's order."""
+    return [leaf for part in space.values() for leaf in _leaves(part)] if isinstance(space, Dict) else [space]
+
+
+def _flat(space: Space, obs: Any) -> NDArray[Any]:
+    """One vector, in the order of Gymnasium's ``FlattenObservation``; numbers as the environment gave them."""
+    if not isinstance(space, Dict):
+        return np.ravel(obs)
+    return np.concatenate([_flat(part, obs[name]) for name, part in space.items()])
 
 
 def _success(info: dict[str, Any]) -> int:

@@ -49,7 +49,7 @@ class WorkersEnv(ForeignEnv):
             **options: see ``EnvOptions``.
 
         Raises:
-            UserError: if it cannot be made, has no time limit, its spaces are no Boxes, or a count is below 1.
+            UserError: if it cannot be made, has no time limit, its spaces hold more than Boxes, or a count is below 1.
         """
         num_envs = options.get("num_envs", 1)
         count = min(torch.get_num_threads() if workers is None else workers, num_envs)

@@ -1,6 +1,7 @@
 """Any Gymnasium environment, in this process and in worker processes."""
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,23 @@ def test_arrays_are_flattened():
     obs, *_, info = env.step(torch.tensor([[[0.5, -0.25], [0.25, 9.0]]] * 2))
     assert obs.tolist() == [[0.75, 0.75, 0.75, 0.75]] * 2  # what was added up, in two equal columns
     assert "success" not in info  # this environment does not report it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dicts_are_flattened_in_gymnasium_s_order(backend):
+    name = "tests.envs.toy_envs:ToyGoal-v0"
+    env = make_env(name, backend=backend, num_envs=2, dtype=torch.float64)
+    reference = gymnasium.wrappers.FlattenObservation(gymnasium.make(name, disable_env_checker=True))
+    assert env.single_observation_space.shape == reference.observation_space.shape == (7,)
+    obs, _ = env.reset(seed=0)
+    assert obs.tolist() == [reference.reset()[0].tolist()] * 2 == [list(range(7))] * 2
+    obs, _, _, _, info = env.step(full(1.0, chunk=1))
+    expected = [reference.step(np.ones(1, np.float32))[0].tolist()] * 2
+    assert obs.tolist() == info["final_obs"].tolist() == expected == [list(range(1, 8))] * 2
+    assert info["success"].tolist() == [False, False]
+    for _ in range(2):
+        *_, info = env.step(full(1.0, chunk=1))
+    assert info["success"].tolist() == [True, True]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -119,7 +137,7 @@ def test_resuming_starts_new_episodes_and_says_so(backend):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ToyDictObs-v0", "observation_space is a Dict, but only a Box is supported"),
+        ("ToyDictObs-v0", "observation_space holds a Discrete, but only a Box is supported"),
         ("ToyEndless-v0", "has no time limit; set max_episode_steps"),
         ("ToyCountre-v0", "cannot be made"),
     ],

@@ -2,7 +2,7 @@
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Discrete
 
 
 class Counter(gymnasium.Env):
@@ -26,8 +26,23 @@ class Counter(gymnasium.Env):
         return self._obs(), self.t * float(action[0]), done, False, {"is_success": done}
 
 
+class Goal(Counter):
+    """As Counter; the observation is a tree, whose numbers count 0, 1, 2, ... in Gymnasium's order, plus t."""
+
+    observation_space = Dict(
+        {
+            "observation": Dict({"b": Box(-np.inf, np.inf, (2, 2)), "a": Box(-np.inf, np.inf, (1,), np.float64)}),
+            "achieved_goal": Box(-np.inf, np.inf, (2,), np.float64),
+        }
+    )
+
+    def _obs(self):
+        observation = {"b": self.t + np.array([[3.0, 4.0], [5.0, 6.0]]), "a": self.t + np.array([2.0])}
+        return {"observation": observation, "achieved_goal": self.t + np.array([0.0, 1.0])}
+
+
 class DictObs(Counter):
-    observation_space = Dict({"t": Counter.observation_space})
+    observation_space = Dict({"t": Counter.observation_space, "mode": Discrete(2)})
 
 
 class Passing(Counter):
@@ -68,6 +83,6 @@ class Matrix(gymnasium.Env):
         return np.tile(self.sum, 2), 0.0, False, False, {}
 
 
-for env in (Counter, Matrix, DictObs, Passing, Broken, Raising):
+for env in (Counter, Matrix, Goal, DictObs, Passing, Broken, Raising):
     gymnasium.register(f"Toy{env.__name__}-v0", env, max_episode_steps=6)
 gymnasium.register("ToyEndless-v0", Counter)
