@@ -120,9 +120,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def load_results() -> list[dict[str, Any]]:
-    """Every result of fine-tuning, by name."""
+    """Every result of fine-tuning, by name, and then the references of ``benchmarks.sb3``."""
     loaded = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return [result for result in loaded if "seeds" in result]
+    return sorted((result for result in loaded if "seeds" in result), key=lambda result: "reference" in result)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -132,15 +132,20 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        seeds = result["seeds"]
-        each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
-        before = statistics.fmean(run["base"]["mean"] for run in seeds)
-        steps = statistics.fmean(run["env_steps"] for run in seeds)
-        minutes = statistics.fmean(run["wall_s"] for run in seeds) / 60
-        task = f"[{result['agent']}, {result['env']}](benchmarks/results/{result['name']}.png)"
-        data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
+        seeds, place = result["seeds"], f"benchmarks/results/{result['name']}"
+        title = f"{result['agent']}, {result['env']}"
+        steps = f"{statistics.fmean(run['env_steps'] for run in seeds) / 1e6:.2f} M"
+        minutes = f"{statistics.fmean(run['wall_s'] for run in seeds) / 60:.1f}"
         after = interval([run["final"]["mean"] for run in seeds])
-        lines.append(f"| {task} | {data} | {before:.0f} | {after} | {each} | {steps / 1e6:.2f} M | {minutes:.1f} |")
+        if "reference" in result:
+            task, data, before = f"*reference, {result['reference']}:* [{title}]({place}.json)", "none", "-"
+            each = ", ".join(f"{run['final']['mean']:.0f}" for run in seeds)
+        else:
+            task = f"[{title}]({place}.png)"
+            data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
+            before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}"
+            each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
+        lines.append(f"| {' | '.join((task, data, before, after, each, steps, minutes))} |")
     return "\n".join(lines)
 
 

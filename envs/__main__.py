@@ -15,11 +15,11 @@ def main() -> None:
         sys.exit(0 if {"-h", "--help"} & set(sys.argv) else 2)
     table = Table(title="Tasks (any other Gymnasium id runs on the gymnasium and workers backends)")
     for column in ("id", "obs dim", "action dim", "time limit", "backend", "needs"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for env_id, task_type in TASKS.items():
         task = task_type()
         numbers = (task.obs_dim, task.model.nu, task.max_episode_steps)
-        table.add_row(env_id, *map(str, numbers), "batch", ", ".join(task.missing({})))
+        table.add_row(env_id, *map(str, numbers), "batch", "\n".join(task.missing({})))
     Console().print(table)
 
 

@@ -40,6 +40,20 @@ def test_runs_become_a_result_and_a_row(place):
     assert "old" not in text
 
 
+def test_references_come_last_and_are_marked(place):
+    seeds = [{"final": {"mean": mean}, "env_steps": 1e6, "wall_s": 90.0} for mean in (10.0, 20.0)]
+    ours = {"name": "z", "agent": "A", "env": "E-v0", "data": {"episodes": 3, "return_mean": 7.0}}
+    ours["seeds"] = [run | {"base": {"mean": 5.0}, "best": {"mean": 30.0}} for run in seeds]
+    theirs = {"name": "a", "agent": "B", "env": "E-v0", "reference": "from scratch", "seeds": seeds}
+    for result in (ours, theirs):
+        (place / "results" / f"{result['name']}.json").write_text(json.dumps(result))
+    assert report.table(report.load_results()).splitlines()[2:] == [
+        "| [A, E-v0](benchmarks/results/z.png) | 3 episodes, 7 | 5 | 15 ± 64 | 10 (30), 20 (30) | 1.00 M | 1.5 |",
+        "| *reference, from scratch:* [B, E-v0](benchmarks/results/a.json) | none | - | 15 ± 64 | 10, 20 "
+        "| 1.00 M | 1.5 |",
+    ]
+
+
 def test_interval_by_hand():
     assert report.interval([7.0]) == "7"
     assert report.interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 * 1 / sqrt(3) = 2.48
