@@ -29,7 +29,7 @@ class CollectConfig:
         out: the file to write.
         run: a run whose deployed policy acts.
         expert: instead of a run: a name in the catalogue, a Stable-Baselines3 SAC or TQC zip, or its URL.
-        env: an expert's environment id, where the catalogue does not know it.
+        env: an expert's environment, an id or a name in configs/env, where the catalogue does not know it.
         episodes: how many.
         stochastic: whether an expert samples its actions, or takes their means.
         action_noise: std of Gaussian noise added to every action, in env units.
@@ -84,6 +84,7 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     from diffpolicy_rl.data.catalog import EXPERTS, fetch_expert
     from diffpolicy_rl.envs.make import make_env
     from diffpolicy_rl.experts import load_expert
+    from diffpolicy_rl.training.compose import compose
     from diffpolicy_rl.training.run import load, read_config
 
     num_envs, seed = min(config.num_envs, config.episodes), config.seed
@@ -97,7 +98,8 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     env_id = config.env or (EXPERTS[config.expert].env_id if config.expert in EXPERTS else None)
     if env_id is None:
         raise UserError("env=<id> must say which environment the expert is for")
-    env = make_env(env_id, num_envs=num_envs, seed=seed)
+    (run,) = compose([f"env={env_id}"], sweep=False)
+    env = make_env(run.env.id, num_envs=num_envs, seed=seed, **run.env.options)
     space = env.single_action_space
     obs_dim = env.single_observation_space.shape[-1]
     return env, load_expert(fetch_expert(config.expert), obs_dim, space, config.stochastic)

@@ -171,6 +171,8 @@ def test_refusals(expert, tmp_path):
     assert "name either a run or an expert" in refused("runs/some", given, out)
     assert "env=<id> must say" in refused(given, out)
     assert "did you mean 'Hopper-v5'?" in refused(given, out, "env=Hoper-v5")
+    assert "the task needs (105, 8)" in refused(given, out, "env=Ant-v5")
+    assert "the task needs (27, 8)" in refused(given, out, "env=ant")  # another task: configs/env has its options
     assert "did you mean 'sac-hopper'?" in refused("expert=sac-hoper", out, "env=Hopper-v5")
     assert "has observations and actions of width (11, 3), the task needs (17, 6)" in refused(
         given, out, "env=HalfCheetah-v5"
