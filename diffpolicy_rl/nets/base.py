@@ -2,7 +2,10 @@
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
+
+from diffpolicy_rl.errors import UserError
 
 
 class DenoisingNet(nn.Module):
@@ -25,6 +28,48 @@ class DenoisingNet(nn.Module):
     def denoise(self, x: Tensor, context: Tensor) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context."""
 
+    def denoise_with_hidden(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict like ``denoise``, and return one hidden representation (..., W) that led to it.
+
+        Optional: what cannot show any leaves this as it is.
+        """
+        raise NotImplementedError
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """Predict (B, H, D) at noisy chunks (B, H, D), times (B,), stop times (B,), conditions (B, F)."""
         return self.denoise(x, self.context(t, s, cond))
+
+
+class Watched(DenoisingNet):
+    """A net in whose place it can be used, and which keeps what the net's differentiated forward looked like inside.
+
+    Forwards without gradient, such as those of a loss's targets, leave no trace.
+
+    Args:
+        net: the net to watch; its weights are shared.
+
+    Attributes:
+        hidden: hidden representation (..., W) of the last forward that a gradient can flow through.
+
+    Raises:
+        UserError: if the net shows no hidden representation.
+    """
+
+    hidden: Tensor
+
+    def __init__(self, net: DenoisingNet) -> None:
+        super().__init__()
+        if type(net).denoise_with_hidden is DenoisingNet.denoise_with_hidden:
+            raise UserError(f"{type(net).__name__} shows no hidden features to disperse; set dispersive=0")
+        self.net = net
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """The net's."""
+        return self.net.context(t, s, cond)
+
+    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+        """The net's prediction."""
+        pred, hidden = self.net.denoise_with_hidden(x, context)
+        if torch.is_grad_enabled():
+            self.hidden = hidden
+        return pred

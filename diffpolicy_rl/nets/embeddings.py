@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffpolicy_rl.errors import UserError
 
 # Public time is a fraction; embeddings were designed for step counts of this order (DPPO's K, DDPM's T / 10).
-_STEPS = 100.0
+STEPS = 100.0
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -16,15 +16,16 @@ class SinusoidalEmbedding(nn.Module):
 
     Args:
         dim: number of features, even.
+        scale: the highest frequency, in radians over the whole time axis.
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scale: float = STEPS) -> None:
         super().__init__()
         half = dim // 2
         exponents = torch.arange(half) / max(half - 1, 1)
-        self.register_buffer("frequencies", _STEPS * 10_000.0**-exponents, persistent=False)
+        self.register_buffer("frequencies", scale * 10_000.0**-exponents, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """Map times (...) to features (..., dim)."""
@@ -37,16 +38,18 @@ class FourierEmbedding(nn.Module):
 
     Args:
         dim: number of features, even.
-        std: standard deviation of the initial frequencies, in periods per hundredth of the time axis.
+        scale: what the frequencies are multiplied by.
+        std: standard deviation of the initial frequencies, in periods over the time axis divided by ``scale``.
     """
 
-    def __init__(self, dim: int, std: float = 0.2) -> None:
+    def __init__(self, dim: int, scale: float = STEPS, std: float = 0.2) -> None:
         super().__init__()
+        self.scale = scale
         self.frequencies = nn.Parameter(torch.randn(dim // 2) * std)
 
     def forward(self, t: Tensor) -> Tensor:
         """Map times (...) to features (..., dim)."""
-        angles = (2 * math.pi * _STEPS) * t.unsqueeze(-1) * self.frequencies
+        angles = (2 * math.pi * self.scale) * t.unsqueeze(-1) * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -60,13 +63,16 @@ class TimeEncoding(nn.Sequential):
         dim: width of the embedding and of the features, even.
         embedding: a name in ``EMBEDDINGS``.
         two_times: also embed how far the move goes; one-time models ignore the stop time.
+        scale: of the embedding's frequencies. Losses that differentiate by time want it low.
     """
 
-    def __init__(self, dim: int, embedding: str = "sinusoidal", two_times: bool = False) -> None:
+    def __init__(self, dim: int, embedding: str = "sinusoidal", two_times: bool = False, scale: float = STEPS) -> None:
         if dim < 2 or dim % 2:
             raise UserError(f"time_dim={dim}, but sines and cosines need an even number")
         inputs = 2 * dim if two_times else dim
-        super().__init__(EMBEDDINGS[embedding](dim), nn.Linear(inputs, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
+        super().__init__(
+            EMBEDDINGS[embedding](dim, scale), nn.Linear(inputs, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim)
+        )
         self.two_times = two_times
 
     def forward(self, t: Tensor, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

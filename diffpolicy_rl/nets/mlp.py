@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.nets.embeddings import EMBEDDINGS, TimeEncoding
+from diffpolicy_rl.nets.embeddings import EMBEDDINGS, STEPS, TimeEncoding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -49,6 +49,16 @@ class ResidualTrunk(nn.Sequential):
         blocks = [ResidualBlock(width, activation) for _ in range(len(hidden) // 2)]
         super().__init__(*blocks, nn.Linear(width, out))
 
+    def with_middle(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (..., out) and, as they pass, the features (..., width) behind the middle block."""
+        parts = list(self)
+        for part in parts[: len(parts) // 2]:
+            x = part(x)
+        middle = x
+        for part in parts[len(parts) // 2 :]:
+            x = part(x)
+        return x, middle
+
 
 class ResidualMLP(nn.Sequential):
     """Input layer and residual trunk: (..., inputs) to (..., out)."""
@@ -80,6 +90,7 @@ class DenoisingMLP(DenoisingNet):
         activation: a name in ``ACTIVATIONS``.
         time_dim: width of the time embedding.
         time_embedding: a name in ``EMBEDDINGS``.
+        time_scale: of the embedding's frequencies.
     """
 
     def __init__(
@@ -92,11 +103,12 @@ class DenoisingMLP(DenoisingNet):
         activation: Literal["relu", "mish", "gelu", "tanh"] = "relu",
         time_dim: int = 16,
         time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
+        time_scale: float = STEPS,
     ) -> None:
         super().__init__()
         width, size = width_of(hidden), horizon * action_dim
         self.action_shape = (horizon, action_dim)
-        self.time = TimeEncoding(time_dim, time_embedding, two_times)
+        self.time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
         self.action_in = nn.Linear(size, width)
         self.time_in = nn.Linear(time_dim, width, bias=False)
         self.cond_in = nn.Linear(cond_dim, width, bias=False)
@@ -111,6 +123,11 @@ class DenoisingMLP(DenoisingNet):
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context (..., width)."""
         hidden = self.action_in(x.flatten(-2))
         return self.trunk(hidden + context).unflatten(-1, self.action_shape)
+
+    def denoise_with_hidden(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Also the features (..., width) behind the middle block of the trunk."""
+        pred, hidden = self.trunk.with_middle(self.action_in(x.flatten(-2)) + context)
+        return pred.unflatten(-1, self.action_shape), hidden
 
 
 class ConditionMLP(DenoisingNet):
