@@ -126,6 +126,8 @@ def test_values_reach_their_place():
     assert (settings.agent["lr"], settings.bc["lr"], settings.policy.net["hidden"]) == (1.0, 2.0, (8,))
     assert (settings.budget.env_steps, settings.seed) == (100_000, 7)
     assert composed("policy=ddpm", "policy.steps=5").policy.steps == 5
+    one_step = composed("policy=meanflow", "policy.net.hidden=[8]").policy
+    assert (one_step.steps, one_step.net["time_scale"], one_step.net["hidden"]) == (1, 3.0, (8,))
 
 
 @pytest.mark.parametrize(

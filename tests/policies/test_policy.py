@@ -5,12 +5,23 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
+from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.normalize import Normalizer
+from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.policies.std import FloorStd, LearnedStd
 
 PROCESSES = [(RectifiedFlow(), 1), (RectifiedFlow(), 4), (DDPM(20), 20), (DDPM(20, "vp", "x0"), 5), (DDPM(20), 1)]
+PROCESSES += [
+    (Shortcut(), 1),
+    (Shortcut(), 4),
+    (MeanFlow(), 1),
+    (MeanFlow(), 3),
+    (Consistency(), 1),
+    (Consistency(), 3),
+]
 
 
 @pytest.fixture(params=PROCESSES, ids=lambda p: f"{type(p[0]).__name__}-{p[1]}")
