@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from diffpolicy_rl.agents._base import BaseAgent, adamw, cosine, ema_update, set_lr
-from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.buffers import Demonstrations
+from diffpolicy_rl.nets.base import Watched
 from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.policies.process import dispersive_loss
 from diffpolicy_rl.types import Extras, Obs
 
 
@@ -32,6 +34,8 @@ class BCConfig:
         ema_decay: decay of the weight average per update of it.
         ema_every: gradient steps between updates of the average.
         max_grad_norm: gradients are scaled down to this norm.
+        dispersive: weight of the dispersive loss on the net's hidden features; D2PPO takes 0.3 to 0.9.
+        temperature: its temperature.
     """
 
     lr: float = 1e-3
@@ -42,10 +46,15 @@ class BCConfig:
     ema_decay: float = 0.995
     ema_every: int = 10
     max_grad_norm: float = 10.0
+    dispersive: float = 0.0
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
         require_positive(lr=self.lr, batch=self.batch, steps=self.steps, ema_every=self.ema_every)
+        require_positive(temperature=self.temperature)
+        if self.dispersive < 0:
+            raise UserError(f"dispersive={self.dispersive} must not be negative")
 
 
 class BC(BaseAgent):
@@ -59,6 +68,7 @@ class BC(BaseAgent):
     def __init__(self, policy: GenerativePolicy, config: BCConfig, *, iterations: int, seed: int) -> None:
         super().__init__(policy.frozen_copy(), iterations, seed)
         self.config, self.online = config, policy
+        self.watched = Watched(policy.net) if config.dispersive else None
         self.optimizer = adamw(policy, config.lr, config.weight_decay)
 
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
@@ -69,23 +79,29 @@ class BC(BaseAgent):
 
     def update(self, buffer: Demonstrations) -> Mapping[str, Tensor]:
         """``config.steps`` gradient steps on random windows."""
-        losses, norms = zip(*[self._gradient_step(buffer) for _ in range(self.config.steps)], strict=True)
+        steps = [self._gradient_step(buffer) for _ in range(self.config.steps)]
         self.updates += 1
-        return {"bc/loss": torch.stack(losses).mean(), "bc/grad_norm": torch.stack(norms).mean()}
+        return {f"bc/{name}": torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
 
-    def _gradient_step(self, buffer: Demonstrations) -> tuple[Tensor, Tensor]:
-        """One step on one batch; returns loss and gradient norm."""
+    def _gradient_step(self, buffer: Demonstrations) -> dict[str, Tensor]:
+        """One step on one batch; returns its regression loss, dispersive loss if there is one, and gradient norm."""
         config, horizon = self.config, self.iterations * self.config.steps
         set_lr(self.optimizer, cosine(self.gradient_steps / horizon, config.lr, config.final_lr))
         batch = buffer.sample(config.batch, self.generator)
-        loss = self.online.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
+        losses = self.online.loss(batch.obs, batch.action, mask=batch.mask, net=self.watched, generator=self.generator)
+        loss = total = losses.mean()
+        metrics = {"loss": loss.detach()}
+        if self.watched is not None:
+            spread = dispersive_loss(self.watched.hidden, config.temperature)
+            total = loss + config.dispersive * spread
+            metrics["dispersive"] = spread.detach()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
+        total.backward()
+        metrics["grad_norm"] = clip_grad_norm_(self.online.parameters(), config.max_grad_norm).detach()
         self.optimizer.step()
         self.gradient_steps += 1
         if self.gradient_steps % config.ema_every == 0:
             updates = self.gradient_steps // config.ema_every
             # A short memory at first, so that the average forgets the random initial weights.
             ema_update(self.policy, self.online, min(config.ema_decay, (1 + updates) / (10 + updates)))
-        return loss.detach(), norm.detach()
+        return metrics

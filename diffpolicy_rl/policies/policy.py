@@ -112,6 +112,7 @@ class GenerativePolicy(nn.Module):
         noise: Tensor | None = None,
         t: Tensor | None = None,
         mask: Tensor | None = None,
+        net: DenoisingNet | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Regression loss per sample (B,) of the process, on actions (B, H, D).
@@ -122,6 +123,7 @@ class GenerativePolicy(nn.Module):
             noise: (B, H, D); drawn if not given.
             t: (B,); drawn if not given.
             mask: (B, H) bool, False where a chunk runs past its episode.
+            net: used in place of the policy's own, as a ``Watched`` one.
             generator: CPU generator for what is drawn.
         """
         if noise is None:
@@ -129,7 +131,7 @@ class GenerativePolicy(nn.Module):
         s = t
         if t is None or s is None:
             t, s = (time.to(action.device) for time in self.process.sample_times(len(action), generator))
-        return self.process.loss(self.net, action, noise, t, s, self.encode(obs), mask)
+        return self.process.loss(self.net if net is None else net, action, noise, t, s, self.encode(obs), mask)
 
     @torch.no_grad()
     def sample_chain(

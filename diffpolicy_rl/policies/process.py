@@ -3,6 +3,7 @@
 Processes are pure and stateless. Public time runs t = 0 (noise) to t = 1 (action); a process converts inside.
 """
 
+import math
 from typing import ClassVar, Protocol, TypeVar
 
 import torch
@@ -52,6 +53,17 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return error.mean(-1)
     return (error * mask).sum(-1) / mask.sum(-1)
+
+
+def dispersive_loss(hidden: Tensor, temperature: float) -> Tensor:
+    """Log of the mean of exp(-|h_i - h_j|^2 / temperature) over all pairs of a batch (B, ...), i = j included; 0-d.
+
+    D2PPO's InfoNCE-L2 variant (Zou et al. 2025, after Wang & He 2025), but of features scaled to length 1: the squared
+    distance lies in [0, 4], and nothing is gained by features that merely grow.
+    """
+    unit = torch.nn.functional.normalize(hidden.flatten(1), dim=-1)
+    closeness = (unit @ unit.T - 1) * (2 / temperature)
+    return closeness.flatten().logsumexp(0) - 2 * math.log(len(unit))
 
 
 def scaled(x: Tensor, factor: Time) -> Tensor:

@@ -1,12 +1,18 @@
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diffpolicy_rl.agents.bc import BC, BCConfig
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
+from diffpolicy_rl.policies.meanflow import MeanFlow
+from diffpolicy_rl.policies.process import dispersive_loss
+from diffpolicy_rl.policies.shortcut import Shortcut
 
 SMALL = BCConfig(batch=128, steps=50, lr=2e-3)
 
@@ -61,3 +67,72 @@ def test_learning_rate_follows_its_cosine(make_policy):
     agent.update(TwoModes())
     rate = agent.optimizer.param_groups[0]["lr"]  # of step 9 of 20
     assert rate == pytest.approx(0.5 + 0.25 * (1 + torch.cos(torch.tensor(9 / 20 * torch.pi))).item())
+
+
+def test_dispersive_loss_by_hand():
+    hidden = torch.tensor([[3.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])  # of length 1: squared distances 2, 4 and 2
+    pairs = [0.0] * 3 + [2.0] * 4 + [4.0] * 2
+    expected = torch.tensor([-distance / 0.5 for distance in pairs]).exp().mean().log()
+    torch.testing.assert_close(dispersive_loss(hidden, 0.5), expected)
+    torch.testing.assert_close(dispersive_loss(100 * hidden, 0.5), expected)  # growing alone gains nothing
+    assert dispersive_loss(torch.ones(4, 8), 0.5).abs() < 1e-6  # the worst there is: all alike
+    moved = hidden.clone().requires_grad_()
+    dispersive_loss(moved, 0.5).backward()
+    assert dispersive_loss(hidden - 0.1 * moved.grad, 0.5) < expected
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), Shortcut(), MeanFlow(), DDPM(20)])
+def test_dispersive_gradient_is_added_to_the_regression(make_policy, process):
+    """The weights after one step of plain descent tell the gradient, which a second forward would give, too."""
+    policy = make_policy(process, 1)
+    config = BCConfig(batch=32, steps=1, dispersive=0.7, temperature=0.3, max_grad_norm=1e9)
+    agent = BC(policy, config, iterations=1, seed=3)
+    agent.optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
+    plain, seen = copy.deepcopy(policy), []
+    metrics = agent.update(TwoModes())
+
+    generator = torch.Generator().manual_seed(3)
+    batch = TwoModes().sample(32, generator)
+    plain.net.trunk[0].register_forward_hook(lambda *a: seen.append(a[2]) if torch.is_grad_enabled() else None)
+    loss = plain.loss(batch.obs, batch.action, mask=batch.mask, generator=generator).mean()
+    (hidden,) = seen
+    spread = dispersive_loss(hidden, 0.3)
+    (loss + 0.7 * spread).backward()
+    torch.testing.assert_close(metrics["bc/loss"], loss.detach())
+    torch.testing.assert_close(metrics["bc/dispersive"], spread.detach())
+    for ours, before in zip(policy.parameters(), plain.parameters(), strict=True):
+        change = torch.zeros_like(before) if before.grad is None else 1e-3 * before.grad
+        torch.testing.assert_close(ours, before - change, atol=1e-7, rtol=1e-5)
+    assert not policy.net.trunk[0]._forward_hooks
+
+
+def test_dispersive_weight_spreads_the_features(make_policy):
+    ends = []
+    for weight in (0.0, 0.5):
+        policy = make_policy(RectifiedFlow(), 4)
+        agent = BC(policy, dataclasses.replace(SMALL, dispersive=weight), iterations=4, seed=0)
+        for _ in range(4):
+            metrics = agent.update(TwoModes())
+        assert ("bc/dispersive" in metrics) == (weight > 0)
+        batch = TwoModes().sample(64, torch.Generator().manual_seed(5))
+        context = policy.net.context(torch.full((64,), 0.5), torch.full((64,), 0.5), batch.obs)
+        _, hidden = policy.net.denoise_with_hidden(batch.action, context)
+        ends.append(dispersive_loss(hidden, 0.5).item())
+    assert ends[1] < ends[0] - 0.3
+
+
+def test_dispersive_loss_needs_a_net_that_shows_its_features(make_policy):
+    class Closed(DenoisingNet):
+        def context(self, t, s, cond):
+            return cond
+
+        def denoise(self, x, context):
+            return x
+
+    policy = make_policy(RectifiedFlow(), 4)
+    policy.net = Closed()
+    with pytest.raises(UserError, match="Closed shows no hidden features to disperse; set dispersive=0"):
+        BC(policy, dataclasses.replace(SMALL, dispersive=0.5), iterations=1, seed=0)
+    for bad in ({"dispersive": -1.0}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            BCConfig(**bad)
