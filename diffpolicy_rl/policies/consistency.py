@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.process import Time, masked_mse
@@ -19,7 +19,8 @@ class Consistency(RectifiedFlow):
     s, with the noise of x for eta = 0 (DDIM's move), and with fresh noise for eta = 1 (Song et al. 2023, algorithm 1).
 
     Args:
-        levels: number of neighbouring pairs of times, evenly spaced. More are less biased and learn more slowly.
+        levels: number of neighbouring pairs of times, evenly spaced. More are less biased and learn more slowly. The
+            sampler stops at trained times only: K must divide ``levels``.
         huber: c of the pseudo-Huber distance, in normalised action units. Song & Dhariwal's 0.00054 is for images; with
             few action dimensions it makes a median of what must be a mean, which favours the more frequent mode.
         clip: see ``RectifiedFlow``.
@@ -31,6 +32,12 @@ class Consistency(RectifiedFlow):
         super().__init__(clip)
         require_positive(levels=levels, huber=huber)
         self.levels, self.huber = levels, huber
+
+    def grid(self, steps: int) -> list[float]:
+        """t_k = k / K, times that the net is trained at."""
+        if self.levels % steps:
+            raise UserError(f"policy.steps={steps} must divide the {self.levels} times the policy is trained at")
+        return super().grid(steps)
 
     def sample_times(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Times (B,) on the grid, without the last, which is the action's."""

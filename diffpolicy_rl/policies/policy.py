@@ -121,7 +121,7 @@ class GenerativePolicy(nn.Module):
             obs: raw observations.
             action: normalised chunks.
             noise: (B, H, D); drawn if not given.
-            t: (B,); drawn if not given.
+            t: (B,); drawn if not given. Stop times are then the same: two-time processes regress the velocity.
             mask: (B, H) bool, False where a chunk runs past its episode.
             net: used in place of the policy's own, as a ``Watched`` one.
             generator: CPU generator for what is drawn.

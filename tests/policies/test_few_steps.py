@@ -257,6 +257,12 @@ def test_consistency_times_are_the_grid_without_the_action():
     assert t.unique().tolist() == [0.0, 0.25, 0.5, 0.75]
 
 
+def test_consistency_samples_at_times_that_it_trains():
+    assert Consistency().grid(4) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    with pytest.raises(UserError, match="steps=3 must divide the 20"):
+        Consistency().grid(3)
+
+
 def test_consistency_moves():
     """Eta = 0 keeps the noise of x; eta = 1 forgets it; the action is the same."""
     process, action, noise = Consistency(clip=None), torch.rand(2, 3, 1), torch.randn(2, 3, 1)

@@ -20,7 +20,7 @@ PROCESSES += [
     (MeanFlow(), 1),
     (MeanFlow(), 3),
     (Consistency(), 1),
-    (Consistency(), 3),
+    (Consistency(), 4),
 ]
 
 
