@@ -73,7 +73,7 @@ class TimeEncoding(nn.Sequential):
         super().__init__(
             EMBEDDINGS[embedding](dim, scale), nn.Linear(inputs, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim)
         )
-        self.two_times = two_times
+        self.dim, self.two_times = dim, two_times
 
     def forward(self, t: Tensor, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map start and stop times (...) to features (..., dim)."""

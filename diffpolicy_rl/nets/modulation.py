@@ -20,26 +20,15 @@ class Modulation(nn.Module):
 
     Args:
         cond_dim: width of the condition features.
-        two_times: whether the parameters depend on where the move goes.
+        time: features of the times.
         sizes: how many parameters each block takes.
         hidden: see ``ResidualTrunk``.
-        time_dim: width of the time embedding.
-        time_embedding: a name in ``EMBEDDINGS``.
     """
 
-    def __init__(
-        self,
-        cond_dim: int,
-        two_times: bool,
-        sizes: Sequence[int],
-        hidden: tuple[int, ...],
-        time_dim: int,
-        time_embedding: str,
-    ) -> None:
+    def __init__(self, cond_dim: int, time: TimeEncoding, sizes: Sequence[int], hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.sizes = list(sizes)
-        self.time = TimeEncoding(time_dim, time_embedding, two_times)
-        self.time_in = nn.Linear(time_dim, width_of(hidden))
+        self.sizes, self.time = list(sizes), time
+        self.time_in = nn.Linear(time.dim, width_of(hidden))
         self.cond_in = nn.Linear(cond_dim, width_of(hidden), bias=False)
         draw_as_one_layer(self.time_in, self.cond_in)
         self.trunk = ResidualTrunk(hidden, sum(sizes), "mish")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.nets.embeddings import STEPS, TimeEncoding
 from diffpolicy_rl.nets.modulation import ModulatedNet, Modulation, modulate
 
 
@@ -63,6 +64,7 @@ class DiffusionTransformer(ModulatedNet):
         hidden: widths of the net from (times, condition) to the modulation; see ``ResidualTrunk``.
         time_dim: width of the time embedding.
         time_embedding: a name in ``EMBEDDINGS``.
+        time_scale: of the embedding's frequencies.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class DiffusionTransformer(ModulatedNet):
         hidden: tuple[int, ...] = (128, 128, 128),
         time_dim: int = 16,
         time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
+        time_scale: float = STEPS,
     ) -> None:
         super().__init__(horizon, action_dim)
         require_positive(width=width, depth=depth, heads=heads, expansion=expansion)
@@ -89,7 +92,8 @@ class DiffusionTransformer(ModulatedNet):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.out = nn.Linear(width, action_dim)
         sizes = [6 * width] * depth + [2 * width]
-        self.modulation = Modulation(cond_dim, two_times, sizes, hidden, time_dim, time_embedding)
+        time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
+        self.modulation = Modulation(cond_dim, time, sizes, hidden)
         for layer in (self.modulation.trunk[-1], self.out):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)

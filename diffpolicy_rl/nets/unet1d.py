@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.nets.embeddings import STEPS, TimeEncoding
 from diffpolicy_rl.nets.modulation import ModulatedNet, Modulation, modulate
 
 
@@ -74,6 +75,7 @@ class ConditionalUNet1d(ModulatedNet):
         hidden: widths of the net from (times, condition) to the FiLM parameters; see ``ResidualTrunk``.
         time_dim: width of the time embedding.
         time_embedding: a name in ``EMBEDDINGS``.
+        time_scale: of the embedding's frequencies.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ConditionalUNet1d(ModulatedNet):
         hidden: tuple[int, ...] = (128, 128, 128),
         time_dim: int = 16,
         time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
+        time_scale: float = STEPS,
     ) -> None:
         super().__init__(horizon, action_dim)
         _refuse(horizon, widths, kernel, groups)
@@ -106,7 +109,8 @@ class ConditionalUNet1d(ModulatedNet):
         )
         self.out = nn.Sequential(ConvBlock(widths[0], widths[0], kernel, groups), nn.Conv1d(widths[0], action_dim, 1))
         sizes = [level.size for level in (*down, self.bottom, *up)]
-        self.modulation = Modulation(cond_dim, two_times, sizes, hidden, time_dim, time_embedding)
+        time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
+        self.modulation = Modulation(cond_dim, time, sizes, hidden)
 
     def modulated(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Predict (B, H, D) at noisy chunks (B, H, D), given each level's scales and shifts (B, 4 width)."""

@@ -9,9 +9,12 @@ from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
+from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.gaussian import Gaussian
+from diffpolicy_rl.policies.meanflow import MeanFlow
+from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
 from tests.agents.bandit import bandit_rollout
 
@@ -20,6 +23,9 @@ PROCESSES = {
     "ddim": (DDPM(levels=8), 4),
     "x0": (DDPM(levels=4, prediction="x0"), 4),
     "flow": (RectifiedFlow(), 4),
+    "shortcut": (Shortcut(), 4),
+    "meanflow": (MeanFlow(), 2),
+    "consistency": (Consistency(), 2),
     "gaussian": (Gaussian(), 1),
 }
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
@@ -31,10 +37,7 @@ AGENTS = {
 }
 REFUSED = {
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
-    ("ppo", "ddpm"): "policy=gaussian",
-    ("ppo", "ddim"): "policy=gaussian",
-    ("ppo", "x0"): "policy=gaussian",
-    ("ppo", "flow"): "policy=gaussian",
+    **{("ppo", process): "policy=gaussian" for process in PROCESSES if process != "gaussian"},
 }
 ALL = [(agent, process) for agent in AGENTS for process in PROCESSES]
 
