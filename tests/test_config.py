@@ -69,8 +69,8 @@ def test_own_files_without_a_suffix(tmp_path, monkeypatch):
 
 
 def test_every_combination_composes():
-    for agent, policy, env, budget in itertools.product(*map(options, ("agent", "policy", "env", "budget"))):
-        words = REQUIRED.get(agent, f"agent={agent}"), f"policy={policy}", REQUIRED.get(env, f"env={env}")
+    for agent, env, budget in itertools.product(*map(options, ("agent", "env", "budget"))):
+        words = REQUIRED.get(agent, f"agent={agent}"), REQUIRED.get(env, f"env={env}")
         settings = composed(*words, f"budget={budget}")
         chosen = yaml.safe_load((ROOT / "configs" / "env" / f"{env}.yaml").read_text())["id"]
         assert settings.env.id == ("Pendulum-v1" if env == "gymnasium" else chosen)
@@ -78,6 +78,15 @@ def test_every_combination_composes():
         for component in (settings.agent, settings.bc, settings.policy.process, settings.policy.net):
             config.target(component["_target_"])
             assert set(component) == {"_target_", *config.settings(config.target(component["_target_"]))}
+
+
+def test_an_agent_brings_the_policy_it_is_published_with_and_takes_another():
+    processes = {"bc": "RectifiedFlow", "dppo": "DDPM", "ppo": "Gaussian", "reinflow": "RectifiedFlow"}
+    for agent, process in processes.items():
+        assert composed(f"agent={agent}").policy.process["_target_"].endswith(process)
+        for policy in options("policy"):
+            chosen, alone = composed(f"agent={agent}", f"policy={policy}"), composed(f"policy={policy}")
+            assert chosen.policy == alone.policy
 
 
 @pytest.mark.parametrize("net", options("net"))
