@@ -202,7 +202,16 @@ class ChainPPO(BaseAgent):
             next_values[buffer.truncated] = self.value(buffer.final_obs)
         advantages = gae(rewards, values, next_values, discounts, buffer.terminated, buffer.truncated, config.lam)
         fields = {"obs": buffer.obs, "advantage": advantages, "returns": advantages + values, **buffer.extras}
-        return {name: field.flatten(0, 1) for name, field in fields.items()}
+        batch = {name: field.flatten(0, 1) for name, field in fields.items()}
+        if config.precision == "bf16":  # its products round differently in batches of N and in those of the update
+            batch["log_prob"] = torch.cat([self._log_prob(piece)[0] for piece in self._pieces(batch)])
+        return batch
+
+    def _log_prob(self, piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-densities (B, S) of PPO samples and, broadcastable to (B, K', H, D), the entropies of the moves."""
+        with self._precision():
+            log_prob, entropy = self.policy.chain_log_prob(piece["obs"], Chain(piece["chain"], self.start))
+        return self._reduced(log_prob), entropy
 
     def _minibatches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """Random parts of the rollout, in which a decision that was drawn several times weighs more."""
@@ -244,9 +253,8 @@ class ChainPPO(BaseAgent):
 
     def _policy_loss(self, piece: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """A piece's share of the loss: its weights sum to 1 over the minibatch, not here."""
-        with self._precision():
-            log_prob, entropy = self.policy.chain_log_prob(piece["obs"], Chain(piece["chain"], self.start))
-        log_ratio = self._reduced(log_prob) - piece["log_prob"]
+        log_prob, entropy = self._log_prob(piece)
+        log_ratio = log_prob - piece["log_prob"]
         ratio, weight = log_ratio.exp(), piece["weight"]
         losses = clipped_surrogate(ratio, piece["advantage"].unsqueeze(1) * self.discounts, self.clips)
         entropy = (entropy[:, :, : self.chunk].flatten(1).mean(1) * weight).sum()

@@ -19,7 +19,7 @@ from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.policies.std import FloorStd
-from diffpolicy_rl.types import Chain, DeployedPolicy
+from diffpolicy_rl.types import DeployedPolicy
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class DPPO(ChainPPO):
     def _policy_loss(self, piece: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super()._policy_loss(piece)
         if self.dppo.bc_weight:
-            with self._precision():
-                log_prob, _ = self.policy.chain_log_prob(piece["obs"], Chain(piece["base_chain"], self.start))
-            base_log_prob = self._reduced(log_prob).mean(1) @ piece["weight"]
+            log_prob, _ = self._log_prob(piece | {"chain": piece["base_chain"]})
+            base_log_prob = log_prob.mean(1) @ piece["weight"]
             loss = loss - self.dppo.bc_weight * base_log_prob
             metrics["ppo/base_log_prob"] = base_log_prob.detach()
         return loss, metrics
