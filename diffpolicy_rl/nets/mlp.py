@@ -154,8 +154,9 @@ class ConditionMLP(DenoisingNet):
         super().__init__()
         self.action_shape = (horizon, action_dim)
         self.net = ResidualMLP(cond_dim, hidden, horizon * action_dim, activation)
+        *_, last = self.net.modules()
         with torch.no_grad():  # actions near the middle of their range at first (Andrychowicz et al. 2021, section 3.2)
-            for parameter in self.net[-1][-1].parameters():
+            for parameter in last.parameters():
                 parameter.mul_(0.01)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
