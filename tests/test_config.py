@@ -81,9 +81,11 @@ def test_every_combination_composes():
 
 
 def test_an_agent_brings_the_policy_it_is_published_with_and_takes_another():
-    processes = {"bc": "RectifiedFlow", "dppo": "DDPM", "ppo": "Gaussian", "reinflow": "RectifiedFlow"}
-    for agent, process in processes.items():
-        assert composed(f"agent={agent}").policy.process["_target_"].endswith(process)
+    flow, ddpm, gaussian = ("RectifiedFlow", "DenoisingMLP"), ("DDPM", "DenoisingMLP"), ("Gaussian", "ConditionMLP")
+    for agent, (process, net) in {"bc": flow, "dppo": ddpm, "ppo": gaussian, "reinflow": flow}.items():
+        policy = composed(f"agent={agent}").policy
+        assert policy.process["_target_"].endswith(process)
+        assert policy.net["_target_"].endswith(net)
         for policy in options("policy"):
             chosen, alone = composed(f"agent={agent}", f"policy={policy}"), composed(f"policy={policy}")
             assert chosen.policy == alone.policy
