@@ -17,6 +17,7 @@ import h5py
 from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.build import phases_of
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.logger import read_metrics
@@ -25,7 +26,7 @@ from diffpolicy_rl.training.run import read_config
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 _BEGIN, _END = "<!-- results: python -m benchmarks.report table -->", "<!-- /results -->"
-_USAGE = "python -m benchmarks.report add name=NAME runs=RUN,RUN,... | table | check"
+_USAGE = "python -m benchmarks.report add name=NAME runs=RUN,RUN,... [variant=TEXT] | table | check"
 _NUMBERS = ("mean", "std", "ci_low", "ci_high", "episodes")
 # Two-sided 95 % quantiles of Student's t for 2 to 10 seeds.
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -39,11 +40,13 @@ class ReportConfig:
         command: add, table or check.
         name: what to call the result.
         runs: run folders that differ in their seed alone.
+        variant: what sets them apart from the agent's defaults, for the table.
     """
 
     command: Literal["add", "table", "check"]
     name: str = ""
     runs: tuple[str, ...] = ()
+    variant: str = ""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     if config.command == "add":
         if not config.name or not config.runs:
             raise UserError(f"name and runs must be given; usage: {_USAGE}")
-        add(config.name, [Path(run) for run in config.runs])
+        add(config.name, [Path(run) for run in config.runs], config.variant)
     text = README.read_text()
     fresh = with_table(text, table(load_results()))
     if config.command == "check" and fresh != text:
@@ -61,14 +64,15 @@ def main(argv: Sequence[str]) -> None:
         write_text(README, fresh)
 
 
-def add(name: str, runs: list[Path]) -> None:
+def add(name: str, runs: list[Path], variant: str = "") -> None:
     """Write ``results/<name>.json`` and ``.png``."""
     config = read_config(runs[0])
     result = {
         "name": name,
         "agent": config.agent["_target_"].rpartition(".")[2],
+        "variant": variant,
         "env": config.env.id,
-        "data": describe_data(config),
+        "data": describe_data(config) if config.base or "bc" in phases_of(config) else None,
         "pretraining": provenance(Path(config.base)) if config.base else None,
         "seeds": [summarize_run(run) for run in runs],
     }
@@ -133,16 +137,18 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for result in results:
         seeds, place = result["seeds"], f"benchmarks/results/{result['name']}"
-        title = f"{result['agent']}, {result['env']}"
+        agent = f"{result['agent']} ({result['variant']})" if result.get("variant") else result["agent"]
+        title, data = f"{agent}, {result['env']}", "none"
         steps = f"{statistics.fmean(run['env_steps'] for run in seeds) / 1e6:.2f} M"
         minutes = f"{statistics.fmean(run['wall_s'] for run in seeds) / 60:.1f}"
         after = interval([run["final"]["mean"] for run in seeds])
         if "reference" in result:
-            task, data, before = f"*reference, {result['reference']}:* [{title}]({place}.json)", "none", "-"
+            task, before = f"*reference, {result['reference']}:* [{title}]({place}.json)", "-"
             each = ", ".join(f"{run['final']['mean']:.0f}" for run in seeds)
         else:
             task = f"[{title}]({place}.png)"
-            data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
+            if result["data"]:
+                data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
             before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}"
             each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
         lines.append(f"| {' | '.join((task, data, before, after, each, steps, minutes))} |")

@@ -54,6 +54,15 @@ def test_references_come_last_and_are_marked(place):
     ]
 
 
+def test_a_variant_is_named_and_learning_from_scratch_has_no_demonstrations(place):
+    run = place / "run"
+    train.train(tiny(run, "ppo"))
+    report.main(["add", "name=toy", f"runs={run}", "variant=of a test"])
+    assert report.table(report.load_results()).splitlines()[2].startswith(
+        "| [PPO (of a test), Hopper-v5](benchmarks/results/toy.png) | none | "
+    )
+
+
 def test_interval_by_hand():
     assert report.interval([7.0]) == "7"
     assert report.interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 * 1 / sqrt(3) = 2.48
