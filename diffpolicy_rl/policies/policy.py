@@ -202,9 +202,8 @@ class GenerativePolicy(nn.Module):
         """
         if not 1 <= trained_moves <= self.steps:
             raise UserError(f"trained_moves={trained_moves} must lie between 1 and policy.steps={self.steps}")
-        if trained_moves < self.steps:
-            self.frozen_net = copy.deepcopy(self.net).requires_grad_(False)
-            self.frozen_until = self.process.grid(self.steps)[-1 - trained_moves]
+        self.frozen_until = self.process.grid(self.steps)[-1 - trained_moves]
+        self.frozen_net = copy.deepcopy(self.net).requires_grad_(False) if self.frozen_until > 0 else None
 
     def frozen_copy(self) -> Self:
         """A copy that no gradient reaches."""
