@@ -1,4 +1,4 @@
-"""PPO on sampling chains: the update that ReinFlow and DPPO share.
+"""PPO on sampling chains: the update that ReinFlow, DPPO and Gaussian PPO share.
 
 The chain that drew an action is a sequence of Gaussian moves with known likelihood, so PPO's ratio is exact. Methods
 differ in the noise of the moves (the policy's StdRule) and in what counts as one PPO sample: the whole chain, or each
