@@ -29,14 +29,14 @@ class GaussianPPOConfig(PPOConfig):
 
     gamma: float = 0.99
     epochs: int = 10
-    minibatch: int = 500
+    minibatch: int = 250
     lr: float = 3e-4
     final_lr: float = 0.0
     critic_lr: float = 3e-4
     clip: float = 0.2
     reduction: Literal["chain_mean", "chain_sum", "move_mean", "move_sum"] = "chain_sum"
     max_grad_norm: float = 0.5
-    std: float = 0.6
+    std: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse a policy without noise."""
