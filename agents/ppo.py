@@ -29,7 +29,7 @@ class GaussianPPOConfig(PPOConfig):
 
     gamma: float = 0.99
     epochs: int = 10
-    minibatch: int = 250
+    minibatch: int = 500
     lr: float = 3e-4
     final_lr: float = 0.0
     critic_lr: float = 3e-4
