@@ -58,8 +58,10 @@ def test_a_variant_is_named_and_learning_from_scratch_has_no_demonstrations(plac
     run = place / "run"
     train.train(tiny(run, "ppo"))
     report.main(["add", "name=toy", f"runs={run}", "variant=of a test"])
-    assert report.table(report.load_results()).splitlines()[2].startswith(
-        "| [PPO (of a test), Hopper-v5](benchmarks/results/toy.png) | none | "
+    assert (
+        report.table(report.load_results())
+        .splitlines()[2]
+        .startswith("| [PPO (of a test), Hopper-v5](benchmarks/results/toy.png) | none | ")
     )
 
 
