@@ -65,7 +65,7 @@ class DPPO(ChainPPO):
         rule, moves = FloorStd(config.std_floor, config.eta), config.trained_moves
         super().__init__(policy, rule, config, iterations=iterations, seed=seed, trained_moves=moves)
         self.dppo = config
-        progress = torch.arange(moves) / max(moves - 1, 1) if moves > 1 else torch.ones(1)
+        progress = torch.arange(moves) / (moves - 1) if moves > 1 else torch.ones(1)
         growth = torch.expm1(3 * progress) / torch.expm1(torch.tensor(3.0))
         self.clips = (config.clip_first + (config.clip - config.clip_first) * growth).to(policy.device)
         self.discounts = (config.denoising_discount ** torch.arange(moves).flip(0)).to(policy.device)

@@ -36,8 +36,8 @@ from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
 from diffpolicy_rl.training.config import EnvConfig
 from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
-from diffpolicy_rl.training.loop import _FINAL_SEEDS
-from diffpolicy_rl.training.run import _commit, machine, versions
+from diffpolicy_rl.training.loop import FINAL_SEEDS
+from diffpolicy_rl.training.run import commit, machine, versions
 from diffpolicy_rl.training.threads import torch_threads
 from diffpolicy_rl.types import DeployedPolicy, Obs
 
@@ -193,13 +193,13 @@ def train_and_evaluate(config: SB3Config, task: EnvConfig, seed: int) -> dict[st
     trained = time.perf_counter()
     envs = min(MAX_ENVS, config.episodes)
     env = make_env(task.id, num_envs=envs, threads=1, **task.options)
-    final = evaluate_policy(SB3Policy(model), env, config.episodes, seed + _FINAL_SEEDS)
+    final = evaluate_policy(SB3Policy(model), env, config.episodes, seed + FINAL_SEEDS)
     env.close()
     ended = time.perf_counter()
     print(f"seed {seed}: {model.num_timesteps} env steps in {trained - began:.0f} s, {describe(final)}", flush=True)
     return {
         "command": shlex.join(["python", "-m", "benchmarks.sb3", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "seed": seed,
         "machine": machine(),
         "versions": versions() | {"stable_baselines3": importlib.metadata.version("stable_baselines3")},

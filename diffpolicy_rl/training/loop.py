@@ -22,7 +22,7 @@ from diffpolicy_rl.types import DeployedPolicy, State, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0
 # Training, the evaluations during it, which select the best checkpoint, and those in the summary use different seeds.
-_EVAL_SEEDS, _FINAL_SEEDS = 500_009, 1_000_003
+_EVAL_SEEDS, FINAL_SEEDS = 500_009, 1_000_003
 _LOGGED = ("mean", "std", "ci_low", "ci_high", "episodes", "seed", "success")
 
 
@@ -163,7 +163,7 @@ class Trainer:
             raise Interrupted(self.signals.received)
 
     def _final_evaluation(self, policy: DeployedPolicy) -> dict[str, Any]:
-        return self._play(policy, self.config.budget.final_episodes, self.config.seed + _FINAL_SEEDS)
+        return self._play(policy, self.config.budget.final_episodes, self.config.seed + FINAL_SEEDS)
 
     def _play(self, policy: DeployedPolicy, episodes: int, seed: int) -> dict[str, Any]:
         began = time.monotonic()

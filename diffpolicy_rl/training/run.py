@@ -84,7 +84,7 @@ def write_manifest(folder: Path, config: TrainConfig, resumed: bool) -> None:
     path = folder / "manifest.json"
     manifest = {
         "command": shlex.join(["python", "-m", "diffpolicy_rl.train", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "seed": config.seed,
         "versions": versions(),
         "machine": machine(),
@@ -185,7 +185,8 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit of the working tree this package runs from, marked if it has changes; None outside one."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
