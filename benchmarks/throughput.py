@@ -21,6 +21,7 @@ from diffpolicy_rl.agents._ppo import ChainPPO
 from diffpolicy_rl.agents.dppo import DPPO
 from diffpolicy_rl.agents.reinflow import ReinFlow
 from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.training.build import build_env, build_policy, spec_of
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
@@ -126,7 +127,9 @@ def sample(config: ThroughputConfig) -> dict[str, Figures]:
             return agent.policy.sample(obs, noise)
 
     def measured(ours: Callable[[], object], theirs: Callable[[], object]) -> Figures:
-        figures = against_textbook(ours, theirs, config.turns, calls=30)
+        with fixed_weights(agent.policy):
+            figures = against_textbook(ours, theirs, config.turns, calls=30)
+        # The counter of arithmetic does not know the products of fixed weights.
         return figures | gemm_floor(ours, figures["ours_ms"], len(obs), config.precision)
 
     with torch_threads(1), torch.inference_mode():

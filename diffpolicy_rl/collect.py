@@ -127,6 +127,7 @@ def collect(
     """
     import torch
 
+    from diffpolicy_rl.nets.linear import fixed_weights
     from diffpolicy_rl.training.driver import Driver, EpisodeStreams
     from diffpolicy_rl.training.threads import torch_threads
 
@@ -136,7 +137,7 @@ def collect(
     low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
     driver, disturbance = Driver(policy, env, seed), EpisodeStreams(_ACTION_NOISE, seed, env.num_envs)
     obs, _ = env.reset(seed=seed)
-    with torch_threads(1), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode(), fixed_weights(policy):
         while record.collected < episodes:
             action = driver.act(obs)
             if action_noise:

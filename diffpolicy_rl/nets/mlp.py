@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS, STEPS, TimeEncoding
+from diffpolicy_rl.nets.linear import Linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -27,12 +28,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.first, self.second = Linear(width, width), Linear(width, width)
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        return x + self.second(self.activation(self.first(self.activation(x))))
+        return self.second(self.activation(self.first(self.activation(x))), plus=x)
 
 
 class ResidualTrunk(nn.Sequential):
@@ -47,7 +48,7 @@ class ResidualTrunk(nn.Sequential):
     def __init__(self, hidden: Sequence[int], out: int, activation: str) -> None:
         width = width_of(hidden)
         blocks = [ResidualBlock(width, activation) for _ in range(len(hidden) // 2)]
-        super().__init__(*blocks, nn.Linear(width, out))
+        super().__init__(*blocks, Linear(width, out))
 
     def with_middle(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (..., out) and, as they pass, the features (..., width) behind the middle block."""
@@ -109,7 +110,7 @@ class DenoisingMLP(DenoisingNet):
         width, size = width_of(hidden), horizon * action_dim
         self.action_shape = (horizon, action_dim)
         self.time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
-        self.action_in = nn.Linear(size, width)
+        self.action_in = Linear(size, width)
         self.time_in = nn.Linear(time_dim, width, bias=False)
         self.cond_in = nn.Linear(cond_dim, width, bias=False)
         self.trunk = ResidualTrunk(hidden, size, activation)
@@ -121,12 +122,11 @@ class DenoisingMLP(DenoisingNet):
 
     def denoise(self, x: Tensor, context: Tensor) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context (..., width)."""
-        hidden = self.action_in(x.flatten(-2))
-        return self.trunk(hidden + context).unflatten(-1, self.action_shape)
+        return self.trunk(self.action_in(x.flatten(-2), plus=context)).unflatten(-1, self.action_shape)
 
     def denoise_with_hidden(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Also the features (..., width) behind the middle block of the trunk."""
-        pred, hidden = self.trunk.with_middle(self.action_in(x.flatten(-2)) + context)
+        pred, hidden = self.trunk.with_middle(self.action_in(x.flatten(-2), plus=context))
         return pred.unflatten(-1, self.action_shape), hidden
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.policies.process import Time, masked_mse, scaled
+from diffpolicy_rl.policies.process import Time, combined, masked_mse
 
 
 def cosine_betas(levels: int) -> list[float]:
@@ -97,12 +97,12 @@ class DDPM:
         With eta = 1 and adjacent levels this is the DDPM posterior (Ho et al. 2020, eq. 7) of the clipped clean action.
         """
         a_t, a_s, std = self.alpha_bar(t), self.alpha_bar(s), self.std(t, s, eta)
-        x0 = pred if self.prediction == "x0" else scaled(x, a_t**-0.5) - scaled(pred, (1 / a_t - 1) ** 0.5)
+        x0 = pred if self.prediction == "x0" else combined(x, a_t**-0.5, pred, -((1 / a_t - 1) ** 0.5))
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
         # Of the noise that remains at s, the part not drawn afresh keeps the direction of the noise in x.
         kept = ((1 - a_s - std**2) / (1 - a_t)) ** 0.5
-        return scaled(x, kept) + scaled(x0, a_s**0.5 - kept * a_t**0.5), std
+        return combined(x, kept, x0, a_s**0.5 - kept * a_t**0.5), std
 
     def std(self, t: Time, s: Time, eta: float) -> Time:
         """Song et al. 2020, eq. 16; 0 for the last move."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.nets.base import DenoisingNet
-from diffpolicy_rl.policies.process import Time, masked_mse, scaled
+from diffpolicy_rl.policies.process import Time, combined, masked_mse
 
 
 class RectifiedFlow:
@@ -46,7 +46,7 @@ class RectifiedFlow:
         """
         std = self.std(t, s, eta)
         kept = ((1 - s) ** 2 - std**2) ** 0.5
-        mean = scaled(x, s + kept) + scaled(pred, s * (1 - t) - kept * t)
+        mean = combined(x, s + kept, pred, s * (1 - t) - kept * t)
         return (mean if self.clip is None else mean.clamp(-self.clip, self.clip)), std
 
     def std(self, t: Time, s: Time, eta: float) -> Time:

@@ -159,16 +159,18 @@ class GenerativePolicy(nn.Module):
         grid = self.process.grid(self.steps)[start : (self.steps if stop is None else stop) + 1]
         stds = self._stds(grid, cond)
         shape = (len(cond), len(grid), *self.action_shape)
-        unit = torch.randn(shape, generator=generator).to(cond.device)
-        unit[:, 1:].clamp_(-rule.noise_clip, rule.noise_clip)
+        # Moves come first in memory, so that every state is in one piece.
+        unit = torch.randn(shape, generator=generator).to(cond.device).transpose(0, 1).contiguous()
+        unit[1:].clamp_(-rule.noise_clip, rule.noise_clip)
         states = torch.empty_like(unit)
-        states[:, 0] = unit[:, 0] if noise is None else noise
+        states[0] = unit[0] if noise is None else noise
+        befores, afters, units = states[:-1].unbind(), states[1:].unbind(), unit[1:].unbind()
         for k, (net, context) in enumerate(self._moves(grid, cond)):
-            pred = net.denoise(states[:, k], context)
-            mean, _ = self.process.step(states[:, k], pred, grid[k], grid[k + 1], rule.eta)
-            torch.addcmul(mean, stds[:, k], unit[:, k + 1], out=states[:, k + 1])
-        log_prob = -0.5 * unit[:, 1:].square() - stds.log() - _HALF_LOG_2PI
-        return Chain(states, start), log_prob
+            pred = net.denoise(befores[k], context)
+            mean, _ = self.process.step(befores[k], pred, grid[k], grid[k + 1], rule.eta)
+            torch.addcmul(mean, stds[:, k], units[k], out=afters[k])
+        log_prob = -0.5 * unit[1:].transpose(0, 1).square() - stds.log() - _HALF_LOG_2PI
+        return Chain(states.transpose(0, 1), start), log_prob
 
     def chain_log_prob(self, obs: Obs, chain: Chain) -> tuple[Tensor, Tensor]:
         """Log-density (B, K', H, D) of a chain's moves and, broadcastable to that, their entropies.
@@ -220,7 +222,8 @@ class GenerativePolicy(nn.Module):
         moves: list[tuple[DenoisingNet, Tensor]] = []
         for net, part in ((self.frozen_net, slice(None, frozen)), (self.net, slice(frozen, None))):
             if net is not None and len(t[part]):
-                moves += [(net, context) for context in net.context(t[part], s[part], cond.unsqueeze(1)).unbind(1)]
+                contexts = net.context(t[part].unsqueeze(1), s[part].unsqueeze(1), cond.unsqueeze(0))
+                moves += [(net, context) for context in contexts.expand(len(t[part]), -1, -1).unbind(0)]
         return moves
 
     def _stds(self, grid: list[float], cond: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ def dispersive_loss(hidden: Tensor, temperature: float) -> Tensor:
     return closeness.flatten().logsumexp(0) - 2 * math.log(len(unit))
 
 
-def scaled(x: Tensor, factor: Time) -> Tensor:
-    """Multiply by a factor that was computed in double precision, without leaving the dtype of x."""
-    return x * (factor.to(x.dtype) if isinstance(factor, Tensor) else factor)
+def combined(x: Tensor, a: Time, y: Tensor, b: Time) -> Tensor:
+    """Return a x + b y, with factors that were computed in double precision, without leaving the dtype of x."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.addcmul(x * a.to(x.dtype), y, b.to(x.dtype))
+    return torch.add(x * a, y, alpha=b)  # pyright: ignore[reportArgumentType, reportCallIssue]

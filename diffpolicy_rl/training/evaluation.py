@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.training.driver import Driver
 from diffpolicy_rl.training.threads import torch_threads, use_fast_fp32
 from diffpolicy_rl.types import DeployedPolicy, VecEnv
@@ -45,7 +46,7 @@ def evaluate_policy(
     score, length = torch.zeros(env.num_envs, dtype=torch.float64), torch.zeros(env.num_envs, dtype=torch.long)
     won, reported = torch.zeros(env.num_envs, dtype=torch.bool), False
     results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
-    with torch_threads(1), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode(), fixed_weights(policy):
         while any(len(rows) < per_env for rows in results):
             obs, _, terminated, truncated, info = env.step(driver.act(obs))
             score += info["rewards"].double().sum(-1).cpu()

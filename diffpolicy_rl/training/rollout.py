@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.types import Agent, Obs, State, VecEnv
 
 
@@ -31,16 +32,20 @@ class Rollout:
         """T decisions of the exploring agent; the next call overwrites them."""
         buffer = self._buffer
         buffer.clear()
-        for _ in range(buffer.decisions):
-            action, extras = agent.act(self._obs, explore=True)
-            obs, _, terminated, truncated, info = self.env.step(action)
-            buffer.add(self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"])
-            self._count(info["rewards"], terminated | truncated)
-            agent.reset(terminated | truncated)
-            self._obs = obs
+        with fixed_weights(agent.policy):
+            for _ in range(buffer.decisions):
+                self._decide(agent, buffer)
         buffer.finish(self._obs)
         self.env_steps += int(buffer.executed.sum())
         return buffer
+
+    def _decide(self, agent: Agent, buffer: RolloutBuffer) -> None:
+        action, extras = agent.act(self._obs, explore=True)
+        obs, _, terminated, truncated, info = self.env.step(action)
+        buffer.add(self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"])
+        self._count(info["rewards"], terminated | truncated)
+        agent.reset(terminated | truncated)
+        self._obs = obs
 
     @property
     def mean_return(self) -> float | None:
