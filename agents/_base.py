@@ -1,7 +1,7 @@
 """What every agent needs and no learning rule is about: schedules, EMA, and a state that resumes bit for bit."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class BaseAgent:
         generator: the agent's own stream of randomness.
     """
 
+    per_step: ClassVar[bool] = False
+    wants_demonstrations: bool = False
     _parts: tuple[str, ...] = ("policy", "generator")
     policy: GenerativePolicy
 

@@ -145,7 +145,8 @@ def update(config: ThroughputConfig) -> Figures:
     agent, textbook, phase = _sides(config)
     assert phase.rollout is not None
     with torch_threads(1):
-        buffer = phase.rollout.collect(agent)
+        phase.rollout.collect(agent)
+    buffer = phase.experience
     # The same rollout is learned from again and again: no side may stop early because of how far it has come.
     agent.config = dataclasses.replace(agent.config, target_kl=math.inf)
     prepared = agent._prepare(buffer)

@@ -69,8 +69,8 @@ class VecEnv(Protocol):
 
     - ``rewards`` (N, A): the single rewards, 0 where the row was frozen;
     - ``executed`` (N,) int64: how many actions ran, 1 to A;
-    - ``final_obs``: like obs; where ``_final_obs`` is set, the last observation of the episode that ended in this step;
-    - ``_final_obs`` (N,) bool: terminated | truncated;
+    - ``final_obs``: like obs, what was seen after the last executed action, before any reset;
+    - ``_final_obs`` (N,) bool: terminated | truncated, where it is the episode's last and obs the next one's first;
     - ``cost`` (N, A) and ``success`` (N,) bool, only if the task has them.
     """
 
@@ -127,10 +127,19 @@ class DeployedPolicy(nn.Module):
     Attributes:
         execute: A, how many of the H rows to execute before the next call.
         noise_shape: shape of one row's noise, or None for a deterministic policy. Noise is everything that is random.
+        per_step: whether every single action passes through ``correct`` before it is executed.
     """
 
     execute: int
     noise_shape: tuple[int, ...] | None
+    per_step: bool = False
+
+    def correct(self, obs: Obs, action: Tensor) -> Tensor:
+        """What is executed in place of a planned action (N, D), in env units, now that obs (N, O) is seen.
+
+        Only called if ``per_step``.
+        """
+        return action
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations and standard-normal noise (N, *noise_shape) to actions (N, H, D) in env units."""
@@ -148,7 +157,9 @@ class Agent(Protocol):
     """A learning rule around a policy. The loop knows agents by this alone.
 
     Attributes:
-        data: what ``update`` draws from online: a rollout, emptied each iteration, or a replay buffer that grows.
+        data: what ``update`` is given online: a rollout that every iteration overwrites, or all experience so far.
+        per_step: whether the agent decides in every env step, so that chunk is 1 although its policy's is not.
+        wants_demonstrations: whether what it learns from online shall hold the run's demonstrations too.
         phases: the phases a run of this agent goes through, in order, out of ``bc``, ``offline`` and ``online``.
         chunk: A, the number of actions the agent wants executed per decision.
         policy: the policy as it stands; the next phase starts from it.
@@ -157,6 +168,8 @@ class Agent(Protocol):
 
     data: ClassVar[Literal["rollout", "replay"]]
     phases: ClassVar[tuple[str, ...]]
+    per_step: ClassVar[bool]
+    wants_demonstrations: bool
     chunk: int
     policy: Any
     gradient_steps: int

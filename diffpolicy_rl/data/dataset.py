@@ -8,6 +8,7 @@ from torch import Tensor
 from diffpolicy_rl.data.d4rl import Transitions
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
+from diffpolicy_rl.experience.replay import ReplayBuffer
 from diffpolicy_rl.types import Spec
 
 
@@ -67,6 +68,44 @@ class ChunkDataset:
         return Batch(
             obs if len(self._back) > 1 else obs.squeeze(1), self.actions[torch.minimum(rows, last)], rows <= last
         )
+
+    def decisions(self, execute: int) -> ReplayBuffer:
+        """Every window of A actions as a decision to learn values from.
+
+        What was seen after an episode's last action is not in the data. Where the episode terminated, nothing needs it;
+        where it was cut off, the last action is left out, so that its observation is what the window before it led to.
+
+        Args:
+            execute: A.
+        """
+        rows = torch.arange(len(self), device=self.device)
+        terminals = torch.from_numpy(self.transitions.terminals[: len(self)]).to(self.device)
+        terminal = terminals[self._last]
+        usable = torch.where(terminal, self._last + 1, self._last)  # where the usable transitions of each row end
+        starts = rows[rows < usable]
+        ahead = starts.unsqueeze(1) + torch.arange(execute, device=self.device)
+        end, inside = usable[starts], ahead < usable[starts].unsqueeze(1)
+        executed = inside.sum(1)
+        after = starts + executed
+        terminated = terminal[starts] & (after == end)
+        windows = ahead.clamp(max=len(self) - 1).where(inside, (end - 1).unsqueeze(1))
+        rewards = torch.from_numpy(self.transitions.rewards[: len(self)]).to(self.device)
+        place = torch.full((len(self),), -1, device=self.device)
+        place[starts] = torch.arange(len(starts), device=self.device)
+        successor = place[after.clamp(max=len(self) - 1)].where(after < end, torch.full_like(after, -1))
+        buffer = ReplayBuffer(len(starts), self.device)
+        buffer.append(
+            {
+                "obs": self.windows(starts).obs,
+                "action": self.actions[windows],
+                "rewards": rewards[windows] * inside,
+                "executed": executed,
+                "terminated": terminated,
+                "next_obs": self.windows(after.minimum(self._last[starts])).obs,
+                "successor": successor,
+            }
+        )
+        return buffer
 
     def check_fits(self, spec: Spec) -> None:
         """Raise UserError if the shapes are not the task's; warn if the data says it is of another one."""

@@ -37,17 +37,15 @@ class RolloutBuffer:
 
     Attributes:
         obs: (T, N, O) observations acted on.
-        last_obs: (N, O) observations after the last decision.
+        last_obs: (N, O) what was seen after the last decision, before any reset.
         rewards: (T, N, A) single rewards.
         executed: (T, N) how many actions ran.
         terminated: (T, N) bool.
         truncated: (T, N) bool.
-        final_obs: observations (F, O) at which episodes were truncated, in the order of ``truncated``'s True entries.
         extras: what the agent's ``act`` gave, (T, N, ...) by name.
     """
 
     last_obs: Tensor
-    final_obs: Tensor
 
     def __init__(self, decisions: int) -> None:
         self.decisions = decisions
@@ -70,10 +68,13 @@ class RolloutBuffer:
         executed: Tensor,
         terminated: Tensor,
         truncated: Tensor,
-        final_obs: Tensor,
+        final_obs: Obs,
     ) -> None:
-        """Store one decision of all envs; final_obs (N, O) is read where truncated."""
+        """Store one decision of all envs, after which they saw final_obs (N, O); a full buffer starts anew."""
         assert isinstance(obs, Tensor)  # envs with dict observations are not made yet
+        assert isinstance(final_obs, Tensor)
+        if self._filled == self.decisions:
+            self._filled, self._finals = 0, []
         step = {
             "obs": obs,
             "rewards": rewards,
@@ -84,18 +85,13 @@ class RolloutBuffer:
         self._write(self.fields, step)
         self._write(self.extras, extras)
         self._finals.append(final_obs[truncated])
+        self.last_obs = final_obs
         self._filled += 1
 
-    def finish(self, last_obs: Obs) -> None:
-        """Close the rollout with the observations (N, O) after its last decision."""
-        assert self._filled == self.decisions
-        assert isinstance(last_obs, Tensor)
-        self.last_obs, self.final_obs = last_obs, torch.cat(self._finals)
-
-    def clear(self) -> None:
-        """Start the next rollout, keeping the memory."""
-        self._filled = 0
-        self._finals = []
+    @property
+    def final_obs(self) -> Tensor:
+        """Observations (F, O) at which episodes were truncated, in the order of ``truncated``'s True entries."""
+        return torch.cat(self._finals)
 
     def _write(self, store: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         for name, value in values.items():

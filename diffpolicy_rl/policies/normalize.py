@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 
@@ -76,6 +77,13 @@ class Normalizer(nn.Module):
         else:
             shift, scale = data.mean(0), data.std(0)
         self.set(shift, scale)
+
+    def fit_box(self, box: Box) -> None:
+        """Map a box to [-1, 1]; dimensions without bounds stay as they are."""
+        low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
+        bounded = low.isfinite() & high.isfinite()
+        middle, half = (low + high) / 2, (high - low) / 2
+        self.set(middle.where(bounded, torch.zeros(())), half.where(bounded, torch.ones(())))
 
     def set(self, shift: Tensor, scale: Tensor) -> None:
         """Map ``shift`` to 0 and ``shift + scale`` to 1, both (*shape)."""

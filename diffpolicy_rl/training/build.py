@@ -29,12 +29,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_env(config: TrainConfig, num_envs: int, render: bool = False) -> VecEnv:
-    """N copies of the run's task, stepped by the chunks its policy executes; workers cannot render."""
-    env = config.env
+    """N copies of the run's task, stepped as its agent decides: by chunk or by action; workers cannot render."""
+    env, per_step = config.env, getattr(target(config.agent["_target_"]), "per_step", False)
     return make_env(
         env.id,
         num_envs=num_envs,
-        chunk=config.policy.execute,
+        chunk=1 if per_step else config.policy.execute,
         device=str(pick_device(config.device)),
         backend="gymnasium" if render and env.backend == "workers" else env.backend,
         render=render,
@@ -91,7 +91,7 @@ def phases_of(config: TrainConfig) -> tuple[str, ...]:
 
 
 def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:
-    """The run's demonstrations, actions normalised, after fitting the policy's normalisers to them."""
+    """The run's demonstrations, actions normalised; they fit the policy's normalisers, unless others did before."""
     if config.data.path is None:
         raise UserError(
             f"env={spec.env_id} has no packaged demonstrations; "
@@ -101,7 +101,8 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
     episodes, history = config.data.episodes, config.env.history
     dataset = ChunkDataset(transitions, policy.horizon, history=history, episodes=episodes, device=policy.device)
     dataset.check_fits(spec)
-    policy.obs_normalizer.fit(dataset.obs, config.policy.obs_norm)
-    policy.action_normalizer.fit(dataset.actions, config.policy.action_norm)
+    if not policy.action_normalizer.fitted:
+        policy.obs_normalizer.fit(dataset.obs, config.policy.obs_norm)
+        policy.action_normalizer.fit(dataset.actions, config.policy.action_norm)
     dataset.actions = policy.action_normalizer(dataset.actions)
     return dataset

@@ -61,7 +61,9 @@ def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
         trees: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in composed]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
-    return [resolve(tree) for tree in trees]
+    runs = [resolve(tree) for tree in trees]
+    _refuse_unused_data(words, runs[0])
+    return runs
 
 
 def _refuse_contradictions(words: Sequence[str]) -> None:
@@ -69,7 +71,13 @@ def _refuse_contradictions(words: Sequence[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is given twice")
-        if "base" in keys and key.partition(".")[0] in ("policy", "net", "data", "bc"):
+        if "base" in keys and key.partition(".")[0] in ("policy", "net", "bc"):
+            raise UserError(f"{key} has no effect beside base=, whose run brings its policy, already cloned")
+
+
+def _refuse_unused_data(words: Sequence[str], run: "TrainConfig") -> None:
+    for key in (word.partition("=")[0].lstrip("+") for word in words):
+        if run.base and key.partition(".")[0] == "data" and run.agent.get("mixing", "none") == "none":
             raise UserError(f"{key} has no effect beside base=, whose run brings its policy, already cloned")
 
 

@@ -84,18 +84,24 @@ class BudgetConfig:
 
     Attributes:
         bc_steps: gradient steps of behaviour cloning.
+        offline_steps: gradient steps on demonstrations by agents that learn offline before they act.
         env_steps: env steps of online learning, at most, but one iteration.
         decisions: T, decisions of each env per iteration.
+        replay: decisions that agents which learn from replay keep; the oldest go first.
         bc_eval_every: behaviour-cloning iterations between evaluations.
+        offline_eval_every: offline iterations between evaluations.
         eval_every: online iterations between evaluations.
         eval_episodes: episodes of an evaluation during training.
         final_episodes: episodes of the evaluations in ``summary.json``.
     """
 
     bc_steps: int = 4000
+    offline_steps: int = 10_000
     env_steps: int = 480_000
     decisions: int = 100
+    replay: int = 1_000_000
     bc_eval_every: int = 1000
+    offline_eval_every: int = 1000
     eval_every: int = 5
     eval_episodes: int = 40
     final_episodes: int = 80

@@ -48,10 +48,11 @@ class Driver:
     """
 
     def __init__(self, policy: DeployedPolicy, env: VecEnv, seed: int) -> None:
-        if env.chunk not in (1, policy.execute):
+        if env.chunk not in (1, 1 if policy.per_step else policy.execute):
             raise ValueError(f"the policy executes {policy.execute} actions per call, the env takes {env.chunk}")
         self.policy, self.device = policy, env.device
-        self.queue = ChunkQueue(policy.execute, env.num_envs) if env.chunk < policy.execute else None
+        queued = policy.per_step or env.chunk < policy.execute
+        self.queue = ChunkQueue(policy.execute, env.num_envs) if queued else None
         self.noise = EpisodeStreams(_POLICY_NOISE, seed, env.num_envs)
 
     def act(self, obs: Obs) -> Tensor:
@@ -61,7 +62,8 @@ class Driver:
         needs = self.queue.needs()
         if needs.any():
             self.queue.put(needs, self._chunks(obs, needs)[needs])
-        return self.queue.pop().unsqueeze(1)
+        action = self.queue.pop()
+        return (self.policy.correct(obs, action) if self.policy.per_step else action).unsqueeze(1)
 
     def _chunks(self, obs: Obs, rows: Tensor | None = None) -> Tensor:
         """New chunks (N, A, D); outside ``rows`` they are not meant to be used."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
-from diffpolicy_rl.training.build import build_env, build_policy, phases_of, pick_device, spec_of
+from diffpolicy_rl.training.build import build_env, build_policy, phase_component, phases_of, pick_device, spec_of
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
 from diffpolicy_rl.training.config import TrainConfig, modules_of, to_plain
 from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
@@ -18,7 +18,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent, load_base
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
 from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, use_fast_fp32
-from diffpolicy_rl.types import DeployedPolicy, State, VecEnv
+from diffpolicy_rl.types import Agent, DeployedPolicy, State, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0
 # Training, the evaluations during it, which select the best checkpoint, and those in the summary use different seeds.
@@ -77,8 +77,7 @@ class Trainer:
                 self._save()
             self._run_phase()
             while not self._out_of_budget() and not self._last_phase():
-                self.earlier_gradient_steps += self.phase.agent.gradient_steps
-                self.phase = self._phase(self.phase_index + 1, self.phase.agent.policy)
+                self._next_phase()
                 self._run_phase()
             due = {"best": "selected" not in self.results, "base": self.phase.name == "bc"}
             self._save(*(name for name in due if due[name]))
@@ -94,10 +93,18 @@ class Trainer:
             return load_base(self.config, self.spec)
         return build_policy(self.config.policy, self.spec, self.config.seed)
 
-    def _phase(self, index: int, policy: GenerativePolicy) -> Phase:
+    def _phase(self, index: int, policy: GenerativePolicy, agent: Agent | None = None) -> Phase:
         self.phase_index = index
         policy.to(pick_device(self.config.device))
-        return Phase(self.config, phases_of(self.config)[index], policy, self.env, self.spec)
+        return Phase(self.config, phases_of(self.config)[index], policy, self.env, self.spec, agent)
+
+    def _next_phase(self) -> None:
+        """Go on with the agent if it is the one to, else with a new one around its policy."""
+        agent, phases, index = self.phase.agent, phases_of(self.config), self.phase_index + 1
+        same = phase_component(self.config, phases[index]) == phase_component(self.config, self.phase.name)
+        if not same:
+            self.earlier_gradient_steps += agent.gradient_steps
+        self.phase = self._phase(index, agent.policy, agent if same else None)
 
     def _last_phase(self) -> bool:
         return self.phase_index + 1 == len(phases_of(self.config))
@@ -209,6 +216,9 @@ class Trainer:
     def _restore(self, saved: State) -> None:
         check_same_run(self.config, saved["config"], self.folder)
         policy = build_policy(self.config.policy, self.spec, self.config.seed)
+        # Demonstrations that the phase reads are normalised as before, whatever data fitted the normalisers.
+        normalizers = {name: value for name, value in saved["agent"]["policy"].items() if "_normalizer." in name}
+        policy.load_state_dict(normalizers, strict=False)
         self.phase = self._phase(saved["phase_index"], policy)
         self.phase.load_state_dict(saved)
         self.iteration, self.earlier_gradient_steps = saved["total_iterations"], saved["earlier_gradient_steps"]

@@ -1,8 +1,11 @@
 """One stretch of learning: an agent, where its experience comes from, and how far it has come."""
 
 import time
+from typing import Any
 
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import build_agent, build_dataset, phase_component
 from diffpolicy_rl.training.config import TrainConfig
@@ -12,37 +15,69 @@ from diffpolicy_rl.types import Agent, Spec, State, VecEnv
 
 
 class Phase:
-    """A phase of a run: ``bc`` learns from demonstrations, ``online`` from rollouts.
+    """A phase of a run: ``bc`` and ``offline`` learn from demonstrations, ``online`` from what the agent lives through.
 
     Args:
         config: the run's settings.
-        name: bc or online.
+        name: bc, offline or online.
         policy: the policy to learn with; changed in place.
         env: the envs of an online phase.
-        spec: what the env is like; the demonstrations of any other phase must fit it.
+        spec: what the env is like; demonstrations must fit it.
+        agent: one that goes on from the phase before; made anew if not given.
 
     Attributes:
         agent: the learning rule at work.
+        experience: what it learns from.
+        rollout: the envs it acts in, if it does.
         iterations: how many there are.
         iteration: how many are done.
         evaluate_every: iterations between evaluations.
+
+    Raises:
+        UserError: if there are no demonstrations to learn from.
     """
 
-    def __init__(self, config: TrainConfig, name: str, policy: GenerativePolicy, env: VecEnv, spec: Spec) -> None:
+    rollout: Rollout | None = None
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        name: str,
+        policy: GenerativePolicy,
+        env: VecEnv,
+        spec: Spec,
+        agent: Agent | None = None,
+    ) -> None:
         budget, component = config.budget, phase_component(config, name)
-        self.name, self.iteration = name, 0
+        self.name, self.iteration, steps = name, 0, component.get("steps", 1)
+        self.iterations, self.evaluate_every = {
+            "bc": (budget.bc_steps // steps, budget.bc_eval_every),
+            "offline": (budget.offline_steps // steps, budget.offline_eval_every),
+            "online": (budget.env_steps // (budget.decisions * env.num_envs * env.chunk), budget.eval_every),
+        }[name]
+        self.iterations = max(self.iterations, 1)
+        self.agent = agent or build_agent(component, policy, self.iterations, config.seed)
+        if name == "bc":
+            self.experience: Any = build_dataset(config, spec, policy)
+            return
+        rollout = self.agent.data == "rollout"
+        self.experience = RolloutBuffer(budget.decisions) if rollout else self._replay(config, spec, policy)
         if name == "online":
-            work, portion = budget.env_steps, budget.decisions * env.num_envs * policy.execute
-            self.rollout = Rollout(env, config.seed, budget.decisions)
-            self.evaluate_every = budget.eval_every
-        else:
-            work, portion = budget.bc_steps, component.get("steps", 1)
-            self.rollout, self.dataset = None, build_dataset(config, spec, policy)
-            self.evaluate_every = budget.bc_eval_every
-        self.iterations = max(1, work // portion)
-        self.agent: Agent = build_agent(component, policy, self.iterations, config.seed)
-        if name == "online" and self.agent.data != "rollout":
-            raise UserError(f"{component['_target_']} learns online from a replay buffer, which does not exist yet")
+            written = self.experience if rollout else self.experience.online
+            self.rollout = Rollout(env, config.seed, budget.decisions, written)
+        if not policy.action_normalizer.fitted:  # from scratch, without demonstrations
+            policy.action_normalizer.fit_box(env.single_action_space)
+
+    def _replay(self, config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> Experience:
+        buffer = ReplayBuffer(config.budget.replay, policy.device)
+        if not self.agent.wants_demonstrations:
+            return Experience(buffer)
+        if config.data.path is None:
+            raise UserError(
+                f"{config.agent['_target_']} learns from demonstrations too, and {spec.env_id} has no packaged ones; "
+                "give data=<file>, or set agent.mixing=none"
+            )
+        return Experience(buffer, build_dataset(config, spec, policy).decisions(self.agent.chunk))
 
     @property
     def done(self) -> bool:
@@ -66,10 +101,11 @@ class Phase:
         """
         began = time.monotonic()
         with torch_threads(1):
-            buffer = self.rollout.collect(self.agent) if self.rollout else self.dataset
+            if self.rollout:
+                self.rollout.collect(self.agent)
         gathered = time.monotonic()
         with torch_threads(threads):
-            metrics = {name: value.item() for name, value in self.agent.update(buffer).items()}
+            metrics = {name: value.item() for name, value in self.agent.update(self.experience).items()}
         seconds["rollout"] += gathered - began
         seconds["update"] += time.monotonic() - gathered
         self.iteration += 1
@@ -78,9 +114,13 @@ class Phase:
         return metrics
 
     def state_dict(self) -> State:
-        """Agent, envs, counter."""
-        rollout = self.rollout.state_dict() if self.rollout else None
-        return {"phase": self.name, "iteration": self.iteration, "agent": self.agent.state_dict(), "rollout": rollout}
+        """Agent, envs, replay, counter."""
+        state = {"phase": self.name, "iteration": self.iteration, "agent": self.agent.state_dict()}
+        if self.rollout is not None:
+            state["rollout"] = self.rollout.state_dict()
+        if isinstance(self.experience, Experience):
+            state["replay"] = self.experience.online.state_dict()
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Continue bit for bit where ``state_dict`` was taken."""
@@ -88,3 +128,5 @@ class Phase:
         self.agent.load_state_dict(state["agent"])
         if self.rollout is not None:
             self.rollout.load_state_dict(state["rollout"])
+        if isinstance(self.experience, Experience):
+            self.experience.online.load_state_dict(state["replay"])

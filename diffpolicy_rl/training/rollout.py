@@ -1,13 +1,31 @@
 """Acting in the envs and writing down what happened."""
 
+import contextlib
 from collections import deque
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.nets.linear import fixed_weights
-from diffpolicy_rl.types import Agent, Obs, State, VecEnv
+from diffpolicy_rl.types import Agent, Extras, Obs, State, VecEnv
+
+
+class Buffer(Protocol):
+    """Where decisions are written down."""
+
+    def add(
+        self,
+        obs: Obs,
+        extras: Extras,
+        rewards: Tensor,
+        executed: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs,
+    ) -> None:
+        """Store one decision of all envs, after which they saw ``final_obs``."""
+        ...
 
 
 class Rollout:
@@ -17,35 +35,31 @@ class Rollout:
         env: the vector env.
         seed: of its episodes.
         decisions: T, decisions per rollout.
+        buffer: where they are written down.
 
     Attributes:
         env_steps: actions executed so far, all envs together.
     """
 
-    def __init__(self, env: VecEnv, seed: int, decisions: int) -> None:
-        self.env, self.env_steps, self._buffer = env, 0, RolloutBuffer(decisions)
+    def __init__(self, env: VecEnv, seed: int, decisions: int, buffer: Buffer) -> None:
+        self.env, self.decisions, self.buffer, self.env_steps = env, decisions, buffer, 0
         self._obs: Obs = env.reset(seed=seed)[0]
         self._score = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
         self._finished: deque[float] = deque(maxlen=100)
 
-    def collect(self, agent: Agent) -> RolloutBuffer:
-        """T decisions of the exploring agent; the next call overwrites them."""
-        buffer = self._buffer
-        buffer.clear()
-        with fixed_weights(agent.policy):
-            for _ in range(buffer.decisions):
-                self._decide(agent, buffer)
-        buffer.finish(self._obs)
-        self.env_steps += int(buffer.executed.sum())
-        return buffer
-
-    def _decide(self, agent: Agent, buffer: RolloutBuffer) -> None:
-        action, extras = agent.act(self._obs, explore=True)
-        obs, _, terminated, truncated, info = self.env.step(action)
-        buffer.add(self._obs, extras, info["rewards"], info["executed"], terminated, truncated, info["final_obs"])
-        self._count(info["rewards"], terminated | truncated)
-        agent.reset(terminated | truncated)
-        self._obs = obs
+    def collect(self, agent: Agent) -> None:
+        """T decisions of the exploring agent."""
+        # Who learns between any two decisions would arrange the weights anew for each.
+        with fixed_weights(agent.policy) if agent.data == "rollout" else contextlib.nullcontext():
+            for _ in range(self.decisions):
+                action, extras = agent.act(self._obs, explore=True)
+                obs, _, terminated, truncated, info = self.env.step(action)
+                rewards, executed, done = info["rewards"], info["executed"], terminated | truncated
+                self.buffer.add(self._obs, extras, rewards, executed, terminated, truncated, info["final_obs"])
+                self.env_steps += int(executed.sum())
+                self._count(rewards, done)
+                agent.reset(done)
+                self._obs = obs
 
     @property
     def mean_return(self) -> float | None:

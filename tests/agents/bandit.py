@@ -9,12 +9,10 @@ def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
     """Episodes of one decision whose reward is the negative squared distance of the executed actions to a target."""
     buffer, obs = RolloutBuffer(decisions), torch.zeros(num_envs, 3)
     ended, not_truncated = torch.ones(num_envs, dtype=torch.bool), torch.zeros(num_envs, dtype=torch.bool)
-    buffer.clear()
     for _ in range(decisions):
         action, extras = agent.act(obs, explore=True)
         rewards = -(action - target).square().mean(-1)
         buffer.add(obs, extras, rewards, torch.full((num_envs,), 2), ended, not_truncated, obs)
-    buffer.finish(obs)
     return buffer
 
 

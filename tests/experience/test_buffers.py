@@ -20,10 +20,8 @@ def decision(value, truncated):
 def test_fields_extras_and_final_observations_line_up():
     buffer = RolloutBuffer(2)
     for first in (1, 5):  # the second rollout overwrites the first
-        buffer.clear()
         buffer.add(**decision(first, [False, True]))
         buffer.add(**decision(first + 1, [True, True]))
-        buffer.finish(torch.zeros(2, 3))
     assert buffer.obs[:, 0, 0].tolist() == [5.0, 6.0]
     assert buffer.extras["value"][:, 1].tolist() == [50.0, 60.0]
     assert buffer.truncated.sum() == len(buffer.final_obs) == 3
@@ -35,6 +33,5 @@ def test_memory_is_kept():
     buffer = RolloutBuffer(1)
     buffer.add(**decision(1, [False]))
     before = buffer.obs.data_ptr()
-    buffer.clear()
     buffer.add(**decision(2, [False]))
     assert buffer.obs.data_ptr() == before

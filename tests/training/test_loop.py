@@ -12,7 +12,6 @@ from diffpolicy_rl import collect, evaluate, load, train
 from diffpolicy_rl.agents.reinflow import ReinFlow
 from diffpolicy_rl.data.d4rl import Transitions, read, write
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.training.config import resolve, to_plain
 from diffpolicy_rl.training.logger import Console, read_metrics
 from diffpolicy_rl.training.phase import Phase
@@ -232,8 +231,3 @@ def test_base_of_another_task_is_one_sentence(run, tmp_path):
     config = tiny(tmp_path / "run", env={"id": "Walker2d-v5", "num_envs": 3}, base=str(run[0]))
     with pytest.raises(UserError, match=r"was trained on Hopper-v5 with observations \(11,\) and 3 actions"):
         train.train(config)
-
-
-def test_buffer_is_full_before_it_is_used():
-    with pytest.raises(AssertionError):
-        RolloutBuffer(2).finish(torch.zeros(1, 1))

@@ -1,0 +1,240 @@
+"""The replay path: decisions kept in a ring, and drawn from it as TD targets need them, mixed with demonstrations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.experience.returns import chunk_rewards
+from diffpolicy_rl.types import Extras, Obs, State
+
+Mixing = Literal["none", "half", "proportional"]
+"""Share of demonstrations in a batch: none, half of it (RLPD), or as among all decisions there are (PA-RL)."""
+
+_NONE = -1  # no row: the successor of a decision that ended its episode, or that no other followed yet
+_OWN = {"obs", "action", "rewards", "executed", "terminated", "next_obs", "successor"}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions drawn from replay, with what followed them folded into n-step returns.
+
+    Truncation and termination stay apart: only termination makes ``discount`` 0, and where an episode was truncated
+    ``next_obs`` is its final observation.
+
+    Attributes:
+        obs: (B, O), or (B, To, O) with history, what was acted on.
+        action: (B, A, D) normalised actions.
+        mask: (B, A) bool, which of them were executed.
+        reward: (B,) sum of gamma^i r_i over the executed actions of up to n decisions.
+        discount: (B,) gamma^executed of the same, 0 where the episode terminated.
+        next_obs: like obs, what to bootstrap from.
+        extras: what the agent's ``act`` gave beside the action, (B, ...) by name.
+        next_extras: the same of the decision that followed at ``next_obs``; anything where there is none.
+        followed: (B,) bool, whether there is one.
+    """
+
+    obs: Tensor
+    action: Tensor
+    mask: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Tensor
+    extras: Extras
+    next_extras: Extras
+    followed: Tensor
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.obs)
+
+    def split(self, parts: int) -> "list[Decisions]":
+        """Equal parts, in order."""
+        size = len(self) // parts
+        return [_each(lambda part, i=index: part[i * size : (i + 1) * size], self) for index in range(parts)]
+
+
+class ReplayBuffer:
+    """A ring of decisions, preallocated on first use.
+
+    Args:
+        capacity: rows kept; the oldest are overwritten.
+        device: where they lie.
+
+    Attributes:
+        added: rows ever added.
+    """
+
+    def __init__(self, capacity: int, device: torch.device | str = "cpu") -> None:
+        require_positive(capacity=capacity)
+        self.capacity, self.device, self.added = capacity, torch.device(device), 0
+        self._fields: dict[str, Tensor] = {}
+        self._latest = torch.empty(0, dtype=torch.long, device=self.device)
+
+    def __len__(self) -> int:
+        """Rows to draw from."""
+        return min(self.added, self.capacity)
+
+    def add(
+        self,
+        obs: Obs,
+        extras: Extras,
+        rewards: Tensor,
+        executed: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs,
+    ) -> None:
+        """Store one decision of all N envs, and link each to its env's previous one.
+
+        Args:
+            obs: (N, O) acted on.
+            extras: what ``act`` gave; ``action`` (N, A, D), normalised, must be among it.
+            rewards: (N, A).
+            executed: (N,).
+            terminated: (N,) bool.
+            truncated: (N,) bool.
+            final_obs: (N, O) what was seen after the last executed action.
+        """
+        assert isinstance(obs, Tensor)  # envs with dict observations are not made yet
+        assert isinstance(final_obs, Tensor)
+        rows = self.append(
+            {
+                "obs": obs,
+                "rewards": rewards,
+                "executed": executed,
+                "terminated": terminated,
+                "next_obs": final_obs,
+                "successor": torch.full_like(executed, _NONE),
+                **extras,
+            }
+        )
+        if len(self._latest):
+            going_on = self._latest != _NONE
+            self._fields["successor"][self._latest[going_on]] = rows[going_on]
+        self._latest = rows.masked_fill((terminated | truncated).to(self.device), _NONE)
+
+    def append(self, fields: dict[str, Tensor]) -> Tensor:
+        """Write rows (n, ...) by name behind the newest; returns where they lie (n,)."""
+        count = len(fields["obs"])
+        if count > self.capacity:
+            raise UserError(f"capacity={self.capacity} is less than the {count} decisions to be stored at once")
+        rows = (self.added + torch.arange(count, device=self.device)) % self.capacity
+        for name, value in fields.items():
+            if name not in self._fields:
+                shape = (self.capacity, *value.shape[1:])
+                self._fields[name] = torch.zeros(shape, dtype=value.dtype, device=self.device)
+            self._fields[name][rows] = value.to(self.device)
+        self.added += count
+        return rows
+
+    def sample(self, batch: int, gamma: float, n_step: int, generator: torch.Generator) -> Decisions:
+        """Draw B decisions with replacement, with a CPU generator.
+
+        Args:
+            batch: B.
+            gamma: discount per env step.
+            n_step: decisions that a return looks ahead, at most: it ends with the episode and with what is stored.
+            generator: of the draw.
+        """
+        rows = torch.randint(len(self), (batch,), generator=generator).to(self.device)
+        return self.decisions(rows, gamma, n_step)
+
+    def decisions(self, rows: Tensor, gamma: float, n_step: int = 1) -> Decisions:
+        """The decisions in rows (B,); see ``sample``."""
+        stored = self._fields
+        last, reward, discount = self._returns(rows, gamma, n_step)
+        following = stored["successor"][last]
+        extras = {name: stored[name] for name in stored.keys() - _OWN}
+        return Decisions(
+            obs=stored["obs"][rows],
+            action=stored["action"][rows],
+            mask=torch.arange(stored["action"].shape[1], device=self.device) < stored["executed"][rows, None],
+            reward=reward,
+            discount=discount.masked_fill(stored["terminated"][last], 0.0),
+            next_obs=stored["next_obs"][last],
+            extras={name: field[rows] for name, field in extras.items()},
+            next_extras={name: field[following.clamp(min=0)] for name, field in extras.items()},
+            followed=following != _NONE,
+        )
+
+    def _returns(self, rows: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The row that each return ends with, the return, and gamma to the number of its env steps, (B,) each."""
+        stored, last = self._fields, rows
+        reward = chunk_rewards(stored["rewards"][rows], gamma)
+        discount = gamma ** stored["executed"][rows].to(reward.dtype)
+        for _ in range(n_step - 1):
+            following = stored["successor"][last]
+            goes_on, row = following != _NONE, following.clamp(min=0)
+            more = discount * chunk_rewards(stored["rewards"][row], gamma)
+            reward = torch.where(goes_on, reward + more, reward)
+            discount = torch.where(goes_on, discount * gamma ** stored["executed"][row], discount)
+            last = torch.where(goes_on, row, last)
+        return last, reward, discount
+
+    def state_dict(self) -> State:
+        """The rows that were filled, and where the ring stands."""
+        filled = {name: field[: len(self)] for name, field in self._fields.items()}
+        return {"added": self.added, "latest": self._latest, "fields": filled}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self.added, self._latest = state["added"], state["latest"].to(self.device)
+        self._fields = {}
+        for name, filled in state["fields"].items():
+            shape = (self.capacity, *filled.shape[1:])
+            self._fields[name] = torch.zeros(shape, dtype=filled.dtype, device=self.device)
+            self._fields[name][: len(filled)] = filled
+
+
+@dataclass
+class Experience:
+    """All that a replay agent learns from.
+
+    Attributes:
+        online: what it lived through itself.
+        demonstrations: what it was shown, if anything.
+    """
+
+    online: ReplayBuffer
+    demonstrations: ReplayBuffer | None = None
+
+    def sample(
+        self, batch: int, mixing: Mixing, gamma: float, generator: torch.Generator, n_step: int = 1
+    ) -> Decisions:
+        """Draw B decisions; while one source is empty, all come from the other.
+
+        Args:
+            batch: B.
+            mixing: share of demonstrations.
+            gamma: discount per env step.
+            generator: of the draw.
+            n_step: see ``ReplayBuffer.sample``.
+        """
+        online, shown = self.online, self.demonstrations
+        if mixing == "none" or shown is None:
+            return online.sample(batch, gamma, n_step, generator)
+        if not len(online):
+            return shown.sample(batch, gamma, n_step, generator)
+        share = 0.5 if mixing == "half" else len(shown) / (len(shown) + len(online))
+        count = round(share * batch)
+        parts = shown.sample(count, gamma, n_step, generator), online.sample(batch - count, gamma, n_step, generator)
+        order = torch.randperm(batch, generator=generator).to(online.device)  # any part of the batch is mixed alike
+        return _each(lambda first, second: torch.cat([first, second])[order], *parts)
+
+
+def _each(function: Callable[..., Tensor], *batches: Decisions) -> Decisions:
+    """Apply to every tensor of one or several batches; extras that only some of them have are left out."""
+
+    def apply(values: list[Any]) -> Any:
+        if not isinstance(values[0], dict):
+            return function(*values)
+        shared = [name for name in values[0] if all(name in value for value in values)]
+        return {name: function(*(value[name] for value in values)) for name in shared}
+
+    return Decisions(
+        **{field.name: apply([getattr(batch, field.name) for batch in batches]) for field in fields(Decisions)}
+    )
