@@ -37,7 +37,7 @@ def _compare_width(width: int, repeats: int) -> Figures:
     networks = one_by_one(critic)
     check_equal_work(critic, networks, batch)
     ours, theirs = OurStep(critic, batch), TextbookStep(networks, batch)
-    figures = against_textbook(ours, theirs, repeats, calls=20)
+    figures = against_textbook(ours, theirs, repeats, calls=10)
     return figures | gemm_floor(ours, figures["ours_ms"], _BATCH, "fp32")
 
 
