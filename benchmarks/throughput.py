@@ -1,4 +1,4 @@
-"""How fast: ``python -m benchmarks.throughput env|sample|update|end_to_end|all [key=value ...]``."""
+"""How fast: ``python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|all [key=value ...]``."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks import ensemble as critic_ensemble
 from benchmarks import env_stepping
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
@@ -29,7 +30,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|all [key=value ...]"
+_USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|all [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
 
@@ -38,7 +39,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sample, update, end_to_end or all.
+        part: env, sample, update, end_to_end, ensemble or all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -54,7 +55,7 @@ class ThroughputConfig:
         out: a JSON file for the figures.
     """
 
-    part: Literal["env", "sample", "update", "end_to_end", "all"]
+    part: Literal["env", "sample", "update", "end_to_end", "ensemble", "all"]
     agent: str = "reinflow"
     env: str = "hopper"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -178,6 +179,11 @@ def end_to_end(config: ThroughputConfig) -> Figures:
     }
 
 
+def ensemble(config: ThroughputConfig) -> dict[str, Figures]:
+    """A gradient step of ten critics, against one network after another."""
+    return critic_ensemble.compare(config.threads, config.turns)
+
+
 def _timed(owner: Any, method: str) -> list[float]:
     """Replace a method by one that adds its seconds to the returned cell."""
     spent, run = [0.0], getattr(owner, method)
@@ -228,6 +234,7 @@ PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "sample": sample,
     "update": update,
     "end_to_end": end_to_end,
+    "ensemble": ensemble,
 }
 
 if __name__ == "__main__":

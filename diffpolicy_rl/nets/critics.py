@@ -1,10 +1,18 @@
-"""Critics."""
+"""Critics: state values, ensembles of action values, how heads are reduced to one value, and how outputs are read."""
 
+import math
 from collections.abc import Sequence
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from diffpolicy_rl.nets.mlp import ResidualMLP
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.ensemble import EnsembleLinear, EnsembleTrunk
+from diffpolicy_rl.nets.mlp import ResidualMLP, draw_as_one_layer
+
+Aggregation = Literal["min", "subset_min", "mean", "pessimistic"]
+"""Rules of ``aggregate``."""
 
 
 class ValueNet(nn.Module):
@@ -17,3 +25,190 @@ class ValueNet(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., F) to values (...)."""
         return self.net(features).squeeze(-1)
+
+
+class Readout(Protocol):
+    """What a critic's outputs mean.
+
+    Attributes:
+        width: outputs per value.
+    """
+
+    width: int
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Values (...) that outputs (..., width) stand for."""
+        ...
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Loss per value (...) of outputs (..., width) at targets that broadcast to (...)."""
+        ...
+
+
+class Scalar:
+    """The output is the value; the loss is the squared error."""
+
+    width: int = 1
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Drop the last dimension of (..., 1)."""
+        return outputs.squeeze(-1)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Squared errors (...)."""
+        return (outputs.squeeze(-1) - target).square()
+
+
+class HLGauss:
+    """The outputs are the logits of a histogram over the value's range (Farebrother et al. 2024, section 3.1).
+
+    A target becomes a Gaussian around it, cut off at the ends of the range and integrated over each bin; the loss is
+    the cross-entropy with it.
+
+    Args:
+        low: lower end of the range; targets below count as this.
+        high: upper end.
+        bins: number of bins.
+        sigma_ratio: std of the Gaussian in bin widths.
+
+    Raises:
+        UserError: if the range is empty, there are fewer than two bins, or the ratio is not positive.
+    """
+
+    def __init__(self, low: float, high: float, bins: int = 128, sigma_ratio: float = 0.75) -> None:
+        if not (low < high and bins >= 2 and sigma_ratio > 0):
+            raise UserError(
+                f"low={low}, high={high}, bins={bins}, sigma_ratio={sigma_ratio}, but a histogram of values needs "
+                "low < high, at least 2 bins and a positive sigma_ratio"
+            )
+        self.low, self.high, self.width = low, high, bins
+        self.sigma = sigma_ratio * (high - low) / bins
+
+    def project(self, target: Tensor) -> Tensor:
+        """Probabilities (..., bins) that stand for targets (...)."""
+        target = target.clamp(self.low, self.high).unsqueeze(-1)
+        edges = torch.linspace(self.low, self.high, self.width + 1, dtype=target.dtype, device=target.device)
+        below = torch.erf((edges - target) / (math.sqrt(2) * self.sigma))
+        return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected values (...) of the histograms with these logits (..., bins)."""
+        half = (self.high - self.low) / self.width / 2
+        centers = torch.linspace(
+            self.low + half, self.high - half, self.width, dtype=outputs.dtype, device=outputs.device
+        )
+        return outputs.softmax(-1) @ centers
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropies (...) of logits (..., bins) with the projected targets."""
+        return -(self.project(target) * outputs.log_softmax(-1)).sum(-1)
+
+
+class CriticEnsemble(nn.Module):
+    """E action values Q(o, a), each an MLP over (features, action) of its own, computed together.
+
+    The first layer is kept as two summands. The one of the features is the ``context``: computed once per observation
+    for all its candidate actions.
+
+    Args:
+        features: F.
+        action_shape: of one action, as (A, D).
+        heads: E.
+        hidden: widths of the hidden layers.
+        activation: a name in ``ACTIVATIONS``.
+        layer_norm: whether to normalise between each linear layer and its activation, as RLPD does (Ball et al. 2023).
+        readout: what the outputs mean.
+
+    Raises:
+        UserError: if there is no head or no hidden layer.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        action_shape: Sequence[int],
+        heads: int = 2,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "relu",
+        layer_norm: bool = True,
+        readout: Readout | None = None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or not hidden:
+            raise UserError(f"heads={heads}, hidden={list(hidden)}, but a critic needs a head and a hidden layer")
+        self.heads, self.action_dims, self.readout = heads, len(action_shape), readout or Scalar()
+        self.features_in = EnsembleLinear(heads, features, hidden[0])
+        self.action_in = EnsembleLinear(heads, math.prod(action_shape), hidden[0], bias=False)
+        self.trunk = EnsembleTrunk(heads, hidden, self.readout.width, activation, layer_norm)
+        draw_as_one_layer(self.features_in, self.action_in)
+
+    def context(self, features: Tensor) -> Tensor:
+        """The first layer's summand (E, ..., width) of features (..., F)."""
+        return self.features_in.shared(features)
+
+    def outputs(self, context: Tensor, action: Tensor) -> Tensor:
+        """Outputs (E, ..., readout.width) for actions (..., *action_shape) at a context.
+
+        Leading dimensions broadcast: candidates (M, B, *action_shape) at a context of B observations give (E, M, B).
+        """
+        hidden = self.action_in.shared(action.flatten(-self.action_dims))
+        dims = max(hidden.ndim, context.ndim)
+        hidden, context = (_align(part, dims) for part in (hidden, context))
+        hidden = hidden + context
+        rows = hidden.reshape(self.heads, hidden.shape[1:-1].numel(), hidden.shape[-1])
+        return self.trunk(rows).view(*hidden.shape[:-1], self.readout.width)
+
+    def values(self, context: Tensor, action: Tensor) -> Tensor:
+        """Values (E, ...) of actions (..., *action_shape) at a context; see ``outputs``."""
+        return self.readout.mean(self.outputs(context, action))
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        """Values (E, ...) of actions (..., *action_shape) at features (..., F)."""
+        return self.values(self.context(features), action)
+
+    def loss(self, features: Tensor, action: Tensor, target: Tensor) -> Tensor:
+        """Loss per head and sample (E, ...) at targets (...), which carry no gradient here."""
+        return self.readout.loss(self.outputs(self.context(features), action), target.detach())
+
+
+def _align(x: Tensor, dims: int) -> Tensor:
+    """(E, ..., width) with ones behind E, so that what follows E broadcasts from the right."""
+    return x.reshape(len(x), *(1,) * (dims - x.ndim), *x.shape[1:])
+
+
+def aggregate(
+    values: Tensor,
+    rule: Aggregation,
+    *,
+    subset: int = 2,
+    rho: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One value (...) from those of E heads (E, ...).
+
+    - min: of all heads (Fujimoto et al. 2018, eq. 10);
+    - subset_min: of ``subset`` heads drawn without replacement, the same for the whole batch (Chen et al. 2021,
+      algorithm 1);
+    - mean: of all heads;
+    - pessimistic: mean - rho * std, with the heads as the whole population (std 0 for a single head).
+
+    Args:
+        values: (E, ...).
+        rule: one of the above.
+        subset: number of heads drawn by subset_min.
+        rho: weight of the std.
+        generator: the CPU stream that subset_min draws from.
+
+    Raises:
+        UserError: if the subset is not between 1 and E.
+    """
+    if rule == "min":
+        return values.amin(0)
+    if rule == "mean":
+        return values.mean(0)
+    if rule == "pessimistic":
+        return values.mean(0) - rho * values.std(0, correction=0)
+    if not 1 <= subset <= len(values):
+        raise UserError(f"subset={subset} must be between 1 and the number of heads, {len(values)}")
+    chosen = torch.randperm(len(values), generator=generator)[:subset]
+    return values[chosen.to(values.device)].amin(0)

@@ -1,19 +1,51 @@
-"""Residual MLPs: the trunk that critics use as it is, and DPPO's denoising net on top of it."""
+"""MLPs: plain ones, residual ones as critics use them, and DPPO's denoising net on top of those."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.errors import UserError, did_you_mean
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS, STEPS, TimeEncoding
 from diffpolicy_rl.nets.linear import Linear
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "mish": nn.Mish,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+}
+
+
+def activation_of(name: str) -> nn.Module:
+    """The activation with this name; UserError if there is none."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"there is no activation {name!r}; {did_you_mean(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class MLP(nn.Sequential):
+    """Plain MLP (..., inputs) to (..., out): Linear, LayerNorm if wanted, activation, and so on; the output is linear.
+
+    Args:
+        inputs: input width.
+        hidden: widths of the hidden layers.
+        out: output width.
+        activation: a name in ``ACTIVATIONS``.
+        layer_norm: whether to normalise between each linear layer and its activation.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], out: int, activation: str, layer_norm: bool = False) -> None:
+        layers: list[nn.Module] = []
+        for width, following in pairwise([inputs, *hidden]):
+            layers += [nn.Linear(width, following), *([nn.LayerNorm(following)] if layer_norm else [])]
+            layers += [activation_of(activation)]
+        super().__init__(*layers, nn.Linear([inputs, *hidden][-1], out))
 
 
 def width_of(hidden: Sequence[int]) -> int:
@@ -21,6 +53,13 @@ def width_of(hidden: Sequence[int]) -> int:
     if len(set(hidden)) != 1 or len(hidden) % 2 == 0 or hidden[0] < 1:
         raise UserError(f"hidden={list(hidden)}, but a residual MLP needs an odd number of equal widths")
     return hidden[0]
+
+
+@torch.no_grad()
+def shrink(layer: nn.Module, factor: float) -> None:
+    """Multiply a layer's initial weights and biases by a factor."""
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
 
 
 class ResidualBlock(nn.Module):
@@ -68,7 +107,17 @@ class ResidualMLP(nn.Sequential):
         super().__init__(nn.Linear(inputs, width_of(hidden)), ResidualTrunk(hidden, out, activation))
 
 
-def draw_as_one_layer(*summands: nn.Linear) -> None:
+class LinearMap(Protocol):
+    """A linear layer, or several of the same shape."""
+
+    in_features: int
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Weights and biases."""
+        ...
+
+
+def draw_as_one_layer(*summands: LinearMap) -> None:
     """Draw the weights of layers whose outputs are added as those of one layer over their concatenated inputs."""
     bound = 1 / math.sqrt(sum(layer.in_features for layer in summands))
     for layer in summands:
@@ -155,9 +204,7 @@ class ConditionMLP(DenoisingNet):
         self.action_shape = (horizon, action_dim)
         self.net = ResidualMLP(cond_dim, hidden, horizon * action_dim, activation)
         *_, last = self.net.modules()
-        with torch.no_grad():  # actions near the middle of their range at first (Andrychowicz et al. 2021, section 3.2)
-            for parameter in last.parameters():
-                parameter.mul_(0.01)
+        shrink(last, 0.01)  # actions near the middle of their range at first (Andrychowicz et al. 2021, section 3.2)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """The whole prediction (..., H D)."""
@@ -178,11 +225,7 @@ class NoiseNet(nn.Module):
         super().__init__()
         self.action_shape = (horizon, action_dim)
         self.time = EMBEDDINGS["sinusoidal"](16)
-        widths = [16 + cond_dim, *hidden]
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], horizon * action_dim))
+        self.layers = MLP(16 + cond_dim, hidden, horizon * action_dim, "tanh")
 
     def forward(self, t: Tensor, cond: Tensor) -> Tensor:
         """Map times (K,) and conditions (B, F) to (B, K, H, D)."""

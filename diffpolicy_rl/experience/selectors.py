@@ -1,0 +1,59 @@
+"""Choosing among M candidate actions by their values."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Choice(NamedTuple):
+    """Chosen candidates, where k is absent when one was chosen.
+
+    Attributes:
+        actions: (k, B, ...).
+        values: theirs (k, B).
+        indices: which of the M candidates they are (k, B) int64.
+    """
+
+    actions: Tensor
+    values: Tensor
+    indices: Tensor
+
+
+def argmax(values: Tensor, candidates: Tensor) -> Choice:
+    """The best candidate of each row.
+
+    Args:
+        values: (M, B).
+        candidates: (M, B, ...).
+    """
+    return _take(values, candidates, values.argmax(0))
+
+
+def top_k(values: Tensor, candidates: Tensor, k: int) -> Choice:
+    """The k best candidates of each row, best first; all of them, sorted, if there are fewer.
+
+    Args:
+        values: (M, B).
+        candidates: (M, B, ...).
+        k: how many.
+    """
+    return _take(values, candidates, values.topk(min(k, len(values)), dim=0).indices)
+
+
+def sample_softmax(values: Tensor, candidates: Tensor, generator: torch.Generator) -> Choice:
+    """One candidate per row with probability proportional to exp(value), as PA-RL does (Mark et al. 2024).
+
+    Args:
+        values: (M, B); divide them by a temperature for another one than 1.
+        candidates: (M, B, ...).
+        generator: the CPU stream to draw from: one number per row, whatever the device.
+    """
+    draws = torch.rand(values.shape[1], generator=generator).to(values)
+    below = values.softmax(0).cumsum(0) <= draws
+    return _take(values, candidates, below[:-1].sum(0))  # the last sum is 1, though it may not round to it
+
+
+def _take(values: Tensor, candidates: Tensor, indices: Tensor) -> Choice:
+    rows = torch.arange(values.shape[1], device=values.device)
+    return Choice(candidates[indices, rows], values[indices, rows], indices)

@@ -1,0 +1,86 @@
+"""Layers of E networks of the same shape, computed together: their weights are stacked, heads first."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffpolicy_rl.nets.mlp import activation_of
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers as one batched matrix product.
+
+    Each head starts as ``nn.Linear`` does by itself: uniform within 1/sqrt(inputs).
+
+    Args:
+        heads: E.
+        in_features: input width of each head.
+        out_features: output width of each head.
+        bias: whether there is one.
+    """
+
+    def __init__(self, heads: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(torch.empty(heads, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(heads, 1, out_features)) if bias else None
+        bound = 1 / math.sqrt(in_features)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (E, rows, in) to (E, rows, out)."""
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """Map inputs (..., in) that all heads have in common to (E, ..., out)."""
+        rows = x.reshape(1, x.shape[:-1].numel(), self.in_features).expand(len(self.weight), -1, -1)
+        return self(rows).view(len(self.weight), *x.shape[:-1], self.weight.shape[2])
+
+
+class EnsembleLayerNorm(nn.Module):
+    """Layer normalisation over the last dimension, with an affine map of each head's own.
+
+    Args:
+        heads: E.
+        width: of each head.
+    """
+
+    ones: Tensor
+    zeros: Tensor
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, 1, width))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, width))
+        self.register_buffer("ones", torch.ones(width), persistent=False)
+        self.register_buffer("zeros", torch.zeros(width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (E, rows, width) to the same shape."""
+        # torch's kernel for the CPU is vectorised only where it is given an affine map.
+        normal = F.layer_norm(x, self.ones.shape, self.ones, self.zeros)
+        return (normal * self.weight).add_(self.bias)
+
+
+class EnsembleTrunk(nn.Sequential):
+    """What follows the first linear layer of E MLPs: Linear, LayerNorm if wanted, activation, and so on to the output.
+
+    Args:
+        heads: E.
+        hidden: widths of the hidden layers, the first layer's included.
+        out: output width.
+        activation: a name in ``ACTIVATIONS``.
+        layer_norm: whether to normalise between each linear layer and its activation.
+    """
+
+    def __init__(self, heads: int, hidden: Sequence[int], out: int, activation: str, layer_norm: bool) -> None:
+        layers: list[nn.Module] = []
+        for width, following in pairwise([*hidden, out]):
+            layers += [EnsembleLayerNorm(heads, width)] if layer_norm else []
+            layers += [activation_of(activation), EnsembleLinear(heads, width, following)]
+        super().__init__(*layers)
