@@ -34,10 +34,31 @@ def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
-class BaseAgent:
-    """Deployment, chunk bookkeeping and state of an agent around one policy.
+class Stateful:
+    """Something whose state is that of the attributes that learning changes, by name.
 
-    Subclasses name in ``_parts`` every attribute that learning changes: modules, optimisers, generators, scalers.
+    Subclasses name modules, optimisers, generators and whatever else has a state in ``_parts``, numbers in
+    ``_counters``.
+    """
+
+    _parts: tuple[str, ...] = ()
+    _counters: tuple[str, ...] = ()
+
+    def state_dict(self) -> State:
+        """Everything named in ``_parts`` and ``_counters``."""
+        counters = {name: getattr(self, name) for name in self._counters}
+        return counters | {name: _state_of(getattr(self, name)) for name in self._parts}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue bit for bit where ``state_dict`` was taken."""
+        for name in self._counters:
+            setattr(self, name, state[name])
+        for name in self._parts:
+            _restore(getattr(self, name), state[name])
+
+
+class BaseAgent(Stateful):
+    """Deployment and chunk bookkeeping of an agent around one policy.
 
     Attributes:
         policy: the policy as it stands.
@@ -50,7 +71,8 @@ class BaseAgent:
 
     per_step: ClassVar[bool] = False
     wants_demonstrations: bool = False
-    _parts: tuple[str, ...] = ("policy", "generator")
+    _parts = ("policy", "generator")
+    _counters = ("updates", "gradient_steps")
     policy: GenerativePolicy
 
     def __init__(self, policy: GenerativePolicy, iterations: int, seed: int) -> None:
@@ -64,17 +86,6 @@ class BaseAgent:
     def deploy(self) -> DeployedPolicy:
         """The policy without exploration noise."""
         return self.policy.deploy()
-
-    def state_dict(self) -> State:
-        """Everything named in ``_parts``, and the counters."""
-        counters = {"updates": self.updates, "gradient_steps": self.gradient_steps}
-        return counters | {name: _state_of(getattr(self, name)) for name in self._parts}
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue bit for bit where ``state_dict`` was taken."""
-        self.updates, self.gradient_steps = state["updates"], state["gradient_steps"]
-        for name in self._parts:
-            _restore(getattr(self, name), state[name])
 
 
 def _state_of(part: Any) -> Any:
