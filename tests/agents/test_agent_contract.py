@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from diffpolicy_rl.agents._replay import ReplayAgent
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
+from diffpolicy_rl.agents.dsrl import DSRL, DSRLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -17,6 +20,7 @@ from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
 from tests.agents.bandit import bandit_rollout
+from tests.agents.replay_bandit import live, near
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -29,13 +33,18 @@ PROCESSES = {
     "gaussian": (Gaussian(), 1),
 }
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
+REPLAY = {"batch": 8, "prefill": 32, "utd": 0.125, "critic_hidden": (8,), "actor_hidden": (8,)}
 AGENTS = {
     "bc": (BC, BCConfig(steps=2, batch=8, ema_every=1)),
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
+    "dsrl-na": (DSRL, DSRLConfig(**REPLAY)),
+    "dsrl-sac": (DSRL, DSRLConfig(variant="sac", tied=True, deploy_stochastic=True, **REPLAY)),
 }
 REFUSED = {
+    ("dsrl-na", "gaussian"): "Gaussian policy's action does not depend",
+    ("dsrl-sac", "gaussian"): "Gaussian policy's action does not depend",
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
     **{("ppo", process): "policy=gaussian" for process in PROCESSES if process != "gaussian"},
 }
@@ -56,17 +65,28 @@ def build(make_policy, agent, process):
 
 
 def experience(agent):
+    if isinstance(agent, ReplayAgent):
+        lived = Experience(ReplayBuffer(1000))
+        live(agent, lived, near(0.5), decisions=2)
+        return lived
     return bandit_rollout(agent) if agent.data == "rollout" else TwoWindows()
+
+
+def weights(agent):
+    """What is deployed once anything was learned."""
+    deployed = agent._deployed() if isinstance(agent, ReplayAgent) else agent.deploy()
+    return {key: value.clone() for key, value in deployed.state_dict().items()}
 
 
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])
 def test_contract(make_policy, name, process):
     agent = build(make_policy, name, process)
     assert isinstance(agent, Agent)
-    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
+    before = weights(agent)
     metrics = agent.update(experience(agent))
+    assert metrics
     assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
-    assert any(not torch.equal(before[key], value) for key, value in agent.policy.state_dict().items())
+    assert any(not torch.equal(before[key], value) for key, value in weights(agent).items())
     assert agent.gradient_steps > 0
     # What is deployed is what is learned, in the right shapes, and a function of observation and noise alone.
     deployed, obs = agent.deploy(), torch.randn(5, 3)

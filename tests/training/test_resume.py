@@ -54,7 +54,9 @@ def whole(tmp_path_factory):
 
 
 # Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)}
+STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)} | dict.fromkeys(
+    ("dsrl", "dsrl-sac"), (3, 5)
+)
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
@@ -73,6 +75,15 @@ def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     assert state["agent"]["updates"] == 4
     moments = state["agent"]["actor_optimizer"]["state"]["0"]
     assert moments["exp_avg"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("agent", ["dsrl", "dsrl-sac"])
+def test_replay_and_critics_move_in_the_runs_compared(whole, agent):
+    state = whole(agent)["state"]
+    assert len(state["rollout"]["finished"]) > 3
+    assert state["replay"]["added"] == 4 * 10 * 3
+    assert state["agent"]["online_steps"] == state["agent"]["critic_steps"] == 40
+    assert state["agent"]["gradient_steps"] == 40
 
 
 def test_same_seed_gives_the_same_summary_and_another_one_does_not(whole, tmp_path):
