@@ -1,4 +1,4 @@
-"""How fast: ``python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|all [key=value ...]``."""
+"""How fast: ``python -m benchmarks.throughput PART [key=value ...]``; the parts are listed at the end."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import ensemble as critic_ensemble
 from benchmarks import env_stepping
+from benchmarks import replay_update as replay_agents
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
 from benchmarks.textbook import Textbook, TextbookDPPO, TextbookReinFlow
@@ -30,7 +31,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|all [key=value ...]"
+_USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|replay_update|all [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
 
@@ -39,7 +40,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sample, update, end_to_end, ensemble or all.
+        part: env, sample, update, end_to_end, ensemble, replay_update or all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -55,7 +56,7 @@ class ThroughputConfig:
         out: a JSON file for the figures.
     """
 
-    part: Literal["env", "sample", "update", "end_to_end", "ensemble", "all"]
+    part: Literal["env", "sample", "update", "end_to_end", "ensemble", "replay_update", "all"]
     agent: str = "reinflow"
     env: str = "hopper"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -184,6 +185,11 @@ def ensemble(config: ThroughputConfig) -> dict[str, Figures]:
     return critic_ensemble.compare(config.threads, config.turns)
 
 
+def replay_update(config: ThroughputConfig) -> dict[str, Figures]:
+    """An update of each agent that learns from replay, against a plain implementation of it."""
+    return replay_agents.compare(config.threads, config.turns)
+
+
 def _timed(owner: Any, method: str) -> list[float]:
     """Replace a method by one that adds its seconds to the returned cell."""
     spent, run = [0.0], getattr(owner, method)
@@ -235,6 +241,7 @@ PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "update": update,
     "end_to_end": end_to_end,
     "ensemble": ensemble,
+    "replay_update": replay_update,
 }
 
 if __name__ == "__main__":

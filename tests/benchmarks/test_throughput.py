@@ -35,6 +35,7 @@ def figures_in(tree):
         ("update", SIDES | FLOOR),
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
         ("ensemble", {"width_64", "width_256"}),
+        ("replay_update", {"dsrl"}),
     ],
 )
 def test_parts_report_their_figures(part, keys, tmp_path, capsys):
@@ -52,7 +53,7 @@ def test_parts_report_their_figures(part, keys, tmp_path, capsys):
     if part == "env":
         keys = {"ours", "sync", "async", "ours/sync", "ours/async"}
         assert all(task.keys() == keys for task in report[part].values())
-    if part in ("sample", "ensemble"):
+    if part in ("sample", "ensemble", "replay_update"):
         assert all(figures.keys() == SIDES | FLOOR for figures in report[part].values())
     if part == "end_to_end":
         assert sum(report[part][f"share_{name}"] for name in ("sampling", "env", "update")) <= 1.0
