@@ -54,7 +54,7 @@ def whole(tmp_path_factory):
 
 
 # Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)}
+STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2), "sac": (1, 3), "rlpd": (1, 3)}
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
@@ -72,6 +72,15 @@ def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     assert len(state["rollout"]["finished"]) > 3
     assert state["agent"]["updates"] == 4
     moments = state["agent"]["actor_optimizer"]["state"]["0"]
+    assert moments["exp_avg"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("agent", ["sac", "rlpd"])
+def test_replay_fills_and_critics_move_in_the_runs_compared(whole, agent):
+    state = whole(agent)["state"]
+    assert state["replay"]["added"] > 40
+    assert state["agent"]["critic_steps"] > 10
+    moments = state["agent"]["critics"]["optimizer"]["state"]["0"]
     assert moments["exp_avg"].abs().sum() > 0
 
 
