@@ -41,6 +41,7 @@ class PPOConfig:
         final_lr: the policy's learning rate at the end of the cosine.
         critic_lr: the critic's learning rate.
         critic_hidden: widths of the critic.
+        critic_activation: its activation.
         critic_warmup: first iterations in which only the critic learns.
         clip: PPO's epsilon.
         reduction: which log-densities make one ratio (a chain's or a move's), and whether they are summed or averaged.
@@ -59,6 +60,7 @@ class PPOConfig:
     final_lr: float = 1e-5
     critic_lr: float = 1e-3
     critic_hidden: tuple[int, ...] = (256, 256, 256)
+    critic_activation: Literal["relu", "mish", "gelu", "tanh"] = "mish"
     critic_warmup: int = 0
     clip: float = 0.01
     reduction: Literal["chain_mean", "chain_sum", "move_mean", "move_sum"] = "chain_mean"
@@ -135,7 +137,7 @@ class ChainPPO(BaseAgent):
         samples = 1 if config.reduction.startswith("chain") else moves
         self.clips = torch.full((samples,), config.clip, device=policy.device)
         self.discounts = torch.ones(samples, device=policy.device)
-        self.critic = ValueNet(policy.features, config.critic_hidden).to(policy.device)
+        self.critic = ValueNet(policy.features, config.critic_hidden, config.critic_activation).to(policy.device)
         self.actor_optimizer = adamw(policy, config.lr)
         self.critic_optimizer = adamw(self.critic, config.critic_lr)
         self.reward_scaler = RewardScaler()

@@ -28,11 +28,12 @@ class GaussianPPOConfig(PPOConfig):
     """
 
     gamma: float = 0.99
-    epochs: int = 10
-    minibatch: int = 500
+    epochs: int = 5
+    minibatch: int = 250
     lr: float = 3e-4
     final_lr: float = 0.0
     critic_lr: float = 3e-4
+    critic_activation: Literal["relu", "mish", "gelu", "tanh"] = "relu"
     clip: float = 0.2
     reduction: Literal["chain_mean", "chain_sum", "move_mean", "move_sum"] = "chain_sum"
     max_grad_norm: float = 0.5

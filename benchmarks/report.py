@@ -7,27 +7,32 @@ the README's table from those files; ``check`` fails if the README says anything
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import torch
+from torch import Tensor
 
 from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import phases_of
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.logger import read_metrics
-from diffpolicy_rl.training.run import read_config
+from diffpolicy_rl.training.run import load, read_config
+from diffpolicy_rl.types import DeployedPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 _BEGIN, _END = "<!-- results: python -m benchmarks.report table -->", "<!-- /results -->"
 _USAGE = "python -m benchmarks.report add name=NAME runs=RUN,RUN,... [variant=TEXT] | table | check"
-_NUMBERS = ("mean", "std", "ci_low", "ci_high", "episodes")
+_NUMBERS = ("mean", "std", "ci_low", "ci_high", "episodes", "success")
 # Two-sided 95 % quantiles of Student's t for 2 to 10 seeds.
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
@@ -90,11 +95,33 @@ def provenance(run: Path) -> dict[str, Any]:
 def summarize_run(run: Path) -> dict[str, Any]:
     """A run's provenance, its evaluations before and after, and its curve of (env steps, mean, ci_low, ci_high)."""
     summary = json.loads((run / "summary.json").read_text())
-    evaluations = {part: {key: summary[part][key] for key in _NUMBERS} for part in ("base", "final", "best")}
+    parts = {part: summary[part] for part in ("base", "final", "best")}
+    evaluations = {part: {key: result[key] for key in _NUMBERS if key in result} for part, result in parts.items()}
     points = [record for record in read_metrics(run / "metrics.jsonl") if "eval/mean" in record]
     keys = ("env_steps", "eval/mean", "eval/ci_low", "eval/ci_high")
     curve = [[round(point[key], 1) for key in keys] for point in points if point["phase"] != "bc"]
-    return provenance(run) | evaluations | {"curve": curve}
+    return provenance(run) | evaluations | {"net_evaluations": net_evaluations(load(run)), "curve": curve}
+
+
+def net_evaluations(policy: DeployedPolicy) -> float:
+    """How often a denoising net is evaluated for one executed action of a deployed policy."""
+    counted = [0]
+
+    def counting(denoise: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def count(x: Tensor, context: Tensor) -> Tensor:
+            counted[0] += math.prod(x.shape[:-2])
+            return denoise(x, context)
+
+        return count
+
+    nets: list[Any] = [module for module in policy.modules() if isinstance(module, DenoisingNet)]
+    for net in nets:
+        net.denoise = counting(net.denoise)
+    base = next(module for module in policy.modules() if isinstance(module, GenerativePolicy))
+    width = base.obs_normalizer.shift.numel()
+    stacked = torch.zeros(1, base.features // width, width)
+    policy(stacked if stacked.shape[1] > 1 else stacked[:, 0], policy.sample_noise(1))
+    return counted[0] / policy.execute
 
 
 def describe_data(config: TrainConfig) -> dict[str, Any]:
@@ -123,6 +150,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def score(result: dict[str, Any]) -> float:
+    """What a table shows of an evaluation: success in per cent where the task has it, else the mean return."""
+    return 100 * result["success"] if "success" in result else result["mean"]
+
+
 def load_results() -> list[dict[str, Any]]:
     """Every result of fine-tuning, by name, and then the references of ``benchmarks.sb3``."""
     loaded = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
@@ -141,16 +173,16 @@ def table(results: list[dict[str, Any]]) -> str:
         title, data = f"{agent}, {result['env']}", "none"
         steps = f"{statistics.fmean(run['env_steps'] for run in seeds) / 1e6:.2f} M"
         minutes = f"{statistics.fmean(run['wall_s'] for run in seeds) / 60:.1f}"
-        after = interval([run["final"]["mean"] for run in seeds])
+        after = interval([score(run["final"]) for run in seeds])
         if "reference" in result:
             task, before = f"*reference, {result['reference']}:* [{title}]({place}.json)", "-"
-            each = ", ".join(f"{run['final']['mean']:.0f}" for run in seeds)
+            each = ", ".join(f"{score(run['final']):.0f}" for run in seeds)
         else:
             task = f"[{title}]({place}.png)"
             if result["data"]:
                 data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
-            before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}"
-            each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
+            before = f"{statistics.fmean(score(run['base']) for run in seeds):.0f}"
+            each = ", ".join(f"{score(run['final']):.0f} ({score(run['best']):.0f})" for run in seeds)
         lines.append(f"| {' | '.join((task, data, before, after, each, steps, minutes))} |")
     return "\n".join(lines)
 

@@ -212,6 +212,17 @@ def train_and_evaluate(config: SB3Config, task: EnvConfig, seed: int) -> dict[st
 
 def learn(config: SB3Config, task: EnvConfig, seed: int) -> "BaseAlgorithm":
     """Train on one torch thread, with torch's own choice of kernels."""
+    model = untrained(config, task, seed)
+    with torch_threads(1):
+        with_plain_fp32(lambda: model.learn(config.env_steps))()
+    assert model.env is not None
+    model.env.close()
+    model.policy.set_training_mode(False)
+    return model
+
+
+def untrained(config: SB3Config, task: EnvConfig, seed: int) -> "BaseAlgorithm":
+    """The agent in its envs, before it learns."""
     vec = vec_env(config, task, seed)
     from stable_baselines3 import PPO, SAC
     from stable_baselines3.common.vec_env import VecNormalize
@@ -220,12 +231,7 @@ def learn(config: SB3Config, task: EnvConfig, seed: int) -> "BaseAlgorithm":
     if config.algorithm == "ppo":
         vec = VecNormalize(vec, gamma=options["gamma"])
     kind = {"ppo": PPO, "sac": SAC}[config.algorithm]
-    with torch_threads(1):
-        model = kind("MlpPolicy", vec, seed=seed, device="cpu", **options)
-        with_plain_fp32(lambda: model.learn(config.env_steps))()
-    vec.close()
-    model.policy.set_training_mode(False)
-    return model
+    return kind("MlpPolicy", vec, seed=seed, device="cpu", **options)
 
 
 def vec_env(config: SB3Config, task: EnvConfig, seed: int) -> "VecEnv":

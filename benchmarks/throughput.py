@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ensemble as critic_ensemble
-from benchmarks import env_stepping
+from benchmarks import env_stepping, sb3_speed
 from benchmarks import replay_update as replay_agents
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
@@ -31,7 +31,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_USAGE = "python -m benchmarks.throughput env|sample|update|end_to_end|ensemble|replay_update|all [key=value ...]"
+_USAGE = "python -m benchmarks.throughput env|sb3|sample|update|end_to_end|ensemble|replay_update|all [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
 
@@ -40,7 +40,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sample, update, end_to_end, ensemble, replay_update or all.
+        part: env, sb3, sample, update, end_to_end, ensemble, replay_update or all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -56,7 +56,7 @@ class ThroughputConfig:
         out: a JSON file for the figures.
     """
 
-    part: Literal["env", "sample", "update", "end_to_end", "ensemble", "replay_update", "all"]
+    part: Literal["env", "sb3", "sample", "update", "end_to_end", "ensemble", "replay_update", "all"]
     agent: str = "reinflow"
     env: str = "hopper"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -109,6 +109,11 @@ def _show(figures: dict[str, Any], indent: str) -> None:
 def env(config: ThroughputConfig) -> dict[str, Figures]:
     """Env steps per CPU second against Gymnasium's vector environments, one physics thread."""
     return env_stepping.compare(config.num_envs, config.seconds, config.turns)
+
+
+def sb3(config: ThroughputConfig) -> Figures:
+    """Env steps per second of PPO from scratch, against Stable-Baselines3's."""
+    return sb3_speed.compare(config.env, config.turns)
 
 
 def sample(config: ThroughputConfig) -> dict[str, Figures]:
@@ -237,6 +242,7 @@ def _sides(config: ThroughputConfig) -> tuple[ChainPPO, Textbook, Phase]:
 
 PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "env": env,
+    "sb3": sb3,
     "sample": sample,
     "update": update,
     "end_to_end": end_to_end,

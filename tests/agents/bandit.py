@@ -3,6 +3,7 @@
 import torch
 
 from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 
 
 def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
@@ -19,3 +20,16 @@ def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
 def distance(agent, target=0.5):
     noise = torch.randn(256, 4, 2, generator=torch.Generator().manual_seed(7))
     return (agent.policy.sample(torch.zeros(256, 3), noise)[:, :2] - target).square().mean().item()
+
+
+def bandit_replay(agent, decisions=8, num_envs=32, target=0.5, lasting=False, experience=None):
+    """The same bandit for agents that learn from replay; ``lasting`` episodes go on."""
+    experience, obs = experience or Experience(ReplayBuffer(10_000)), torch.zeros(num_envs, 3)
+    ended, not_truncated = torch.full((num_envs,), not lasting), torch.zeros(num_envs, dtype=torch.bool)
+    executed = torch.full((num_envs,), agent.chunk)
+    for _ in range(decisions):
+        action, extras = agent.act(obs, explore=True)
+        rewards = -(action - target).square().mean(-1)
+        experience.online.add(obs, extras, rewards, executed, ended, not_truncated, obs)
+        agent.reset(ended)
+    return experience

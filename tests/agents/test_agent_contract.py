@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from diffpolicy_rl.agents._replay import ReplayAgent
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.dsrl import DSRL, DSRLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.agents.rlpd import RLPD, RLPDConfig
+from diffpolicy_rl.agents.sac import SAC, SACConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
-from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -19,8 +19,7 @@ from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
-from tests.agents.bandit import bandit_rollout
-from tests.agents.replay_bandit import live, near
+from tests.agents.bandit import bandit_replay, bandit_rollout
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -33,12 +32,14 @@ PROCESSES = {
     "gaussian": (Gaussian(), 1),
 }
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
-REPLAY = {"batch": 8, "prefill": 32, "utd": 0.125, "critic_hidden": (8,), "actor_hidden": (8,)}
+REPLAY = {"prefill": 32, "batch": 16, "utd": 0.05, "critic_hidden": (8, 8), "actor_hidden": (8, 8)}
 AGENTS = {
     "bc": (BC, BCConfig(steps=2, batch=8, ema_every=1)),
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
+    "sac": (SAC, SACConfig(**REPLAY)),
+    "rlpd": (RLPD, RLPDConfig(**REPLAY, actor_every=1)),
     "dsrl-na": (DSRL, DSRLConfig(**REPLAY)),
     "dsrl-sac": (DSRL, DSRLConfig(variant="sac", tied=True, deploy_stochastic=True, **REPLAY)),
 }
@@ -64,35 +65,34 @@ def build(make_policy, agent, process):
     return cls(make_policy(*PROCESSES[process]), config, iterations=3, seed=0)
 
 
+def flat(state, path=""):
+    """Copies of the weights in a state tree, by path."""
+    if isinstance(state, dict):
+        return {key: value for name, part in state.items() for key, value in flat(part, f"{path}/{name}").items()}
+    return {path: state.clone()} if isinstance(state, torch.Tensor) and state.is_floating_point() else {}
+
+
 def experience(agent):
-    if isinstance(agent, ReplayAgent):
-        lived = Experience(ReplayBuffer(1000))
-        live(agent, lived, near(0.5), decisions=2)
-        return lived
-    return bandit_rollout(agent) if agent.data == "rollout" else TwoWindows()
-
-
-def weights(agent):
-    """What is deployed once anything was learned."""
-    deployed = agent._deployed() if isinstance(agent, ReplayAgent) else agent.deploy()
-    return {key: value.clone() for key, value in deployed.state_dict().items()}
+    if agent.data == "rollout":
+        return bandit_rollout(agent)
+    return TwoWindows() if agent.phases == ("bc",) else bandit_replay(agent)
 
 
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])
 def test_contract(make_policy, name, process):
     agent = build(make_policy, name, process)
     assert isinstance(agent, Agent)
-    before = weights(agent)
+    before = flat(agent.state_dict())
     metrics = agent.update(experience(agent))
-    assert metrics
     assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
-    assert any(not torch.equal(before[key], value) for key, value in weights(agent).items())
+    assert any(not torch.equal(before[key], value) for key, value in flat(agent.state_dict()).items() if key in before)
     assert agent.gradient_steps > 0
     # What is deployed is what is learned, in the right shapes, and a function of observation and noise alone.
     deployed, obs = agent.deploy(), torch.randn(5, 3)
     noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
     actions = deployed(obs, noise)
-    assert actions.shape == (5, 4, 2)
+    assert actions.shape[::2] == (5, 2)
+    assert actions.shape[1] >= deployed.execute == 2
     assert torch.equal(actions, deployed(obs, noise))
     # A copy that is given the state goes on in the same way.
     torch.manual_seed(1)

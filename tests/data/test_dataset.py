@@ -99,3 +99,22 @@ def test_other_task_is_said():
         warnings.simplefilter("error")
         dataset.check_fits(spec(env_id="Hopper-v5"))
         ChunkDataset(transitions(), horizon=4).check_fits(spec())
+
+
+def test_decisions_by_hand():
+    """Episodes of 3 (terminated), 1 (truncated) and 2 (cut off) steps, decided upon in chunks of 2."""
+    raw = transitions()
+    raw.terminals[2] = raw.timeouts[3] = True
+    buffer = ChunkDataset(raw, horizon=4).decisions(2)
+    assert len(buffer) == 4  # what followed transitions 3 and 5 is not known
+    batch = buffer.decisions(torch.arange(4), gamma=0.5)
+    assert (batch.obs[:, 0] / 100).tolist() == [0, 1, 2, 4]
+    assert batch.action[:, :, 0].tolist() == [[0, 1], [1, 2], [2, 2], [4, 4]]
+    assert batch.mask.tolist() == [[True, True], [True, True], [True, False], [True, False]]
+    assert batch.reward.tolist() == [0.5, 2, 2, 4]
+    assert batch.discount.tolist() == [0.25, 0, 0, 0.5]
+    assert (batch.next_obs[:, 0] / 100).tolist()[0::3] == [2, 5]
+    assert batch.followed.tolist() == [True, False, False, False]
+    two = buffer.decisions(torch.arange(1), gamma=0.5, n_step=2)
+    assert two.reward.tolist() == [0.5 + 2 / 4]
+    assert two.discount.tolist() == [0]

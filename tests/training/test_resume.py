@@ -54,9 +54,16 @@ def whole(tmp_path_factory):
 
 
 # Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)} | dict.fromkeys(
-    ("dsrl", "dsrl-sac"), (3, 5)
-)
+STOPS = {
+    "bc": (1, 2),
+    "reinflow": (2, 3, 5),
+    "dppo": (2, 3, 5),
+    "ppo": (1, 2),
+    "sac": (1, 3),
+    "rlpd": (1, 3),
+    "dsrl": (2, 3, 5),
+    "dsrl-sac": (5,),
+}
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
@@ -77,13 +84,13 @@ def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     assert moments["exp_avg"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("agent", ["dsrl", "dsrl-sac"])
-def test_replay_and_critics_move_in_the_runs_compared(whole, agent):
+@pytest.mark.parametrize("agent", ["sac", "rlpd", "dsrl", "dsrl-sac"])
+def test_replay_fills_and_critics_move_in_the_runs_compared(whole, agent):
     state = whole(agent)["state"]
-    assert len(state["rollout"]["finished"]) > 3
-    assert state["replay"]["added"] == 4 * 10 * 3
-    assert state["agent"]["online_steps"] == state["agent"]["critic_steps"] == 40
-    assert state["agent"]["gradient_steps"] == 40
+    assert state["replay"]["added"] > 40
+    assert state["agent"]["critic_steps"] > 10
+    moments = state["agent"]["critics"]["optimizer"]["state"]["0"]
+    assert moments["exp_avg"].abs().sum() > 0
 
 
 def test_same_seed_gives_the_same_summary_and_another_one_does_not(whole, tmp_path):

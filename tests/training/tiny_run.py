@@ -6,7 +6,7 @@ from typing import Any
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
 PPO = {"minibatch": 16, "critic_hidden": [8]}
-REPLAY = {"batch": 16, "prefill": 40, "utd": 0.5, "critic_hidden": [8], "actor_hidden": [8]}
+REPLAY = {"prefill": 40, "batch": 8, "critic_hidden": [8, 8], "actor_hidden": [8, 8]}
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -14,6 +14,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
+    "sac": {"_target_": "diffpolicy_rl.agents.sac.SAC"} | REPLAY,
+    "rlpd": {"_target_": "diffpolicy_rl.agents.rlpd.RLPD", "utd": 0.5, "actor_every": 2} | REPLAY,
     "dsrl": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "mixing": "half"} | REPLAY,
     "dsrl-sac": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "variant": "sac", "deploy_stochastic": True} | REPLAY,
 }
