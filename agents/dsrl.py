@@ -11,8 +11,8 @@ Values over noise see w / b, the scale of the actor before its bound, in both va
 
 Differences from the public code: its noise-aliased variant has b = 1 whatever its settings say, here both have the same
 b; targets hold no entropy unless asked to, since alpha's start at 1 lifts values far above any return; truncated
-episodes bootstrap; gamma counts env steps; activations are ReLU; distillation alternates with TD, on its minibatches,
-instead of following it in a loop of its own, so that the policy is run once for both.
+episodes bootstrap; gamma counts env steps; activations are ReLU; distillation follows every step of TD, on its
+minibatch, instead of a loop of 20, so that the policy is run once for both.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,8 @@ class DSRLConfig(SoftConfig):
         variant: na learns values of actions and distils those of noise from them; sac learns those of noise alone.
         bound: b, half the side of the box that the noise is chosen from; the paper's tasks have 1 to 2.5.
         tied: whether one noise vector (D,) is repeated over the chunk.
-        distill: gradient steps of Q^W per critic step; 0.5 is the public code's 10 after every 20. Of variant=na.
+        distill: gradient steps of Q^W per critic step, in variant=na; with the public code's 0.5 (10 after every 20)
+            Q^W lags far behind values that grow.
         deploy_stochastic: whether the deployed policy draws its noise from the actor, or takes the mean's.
     """
 
@@ -57,7 +58,7 @@ class DSRLConfig(SoftConfig):
     variant: Literal["na", "sac"] = "na"
     bound: float = 1.5
     tied: bool = False
-    distill: float = 0.5
+    distill: float = 1.0
     deploy_stochastic: bool = False
 
     def __post_init__(self) -> None:

@@ -148,6 +148,7 @@ class TextbookDSRL:
     def __init__(self, agent: DSRL) -> None:
         policy, self.config = agent.policy, agent.config
         assert agent.aliased
+        assert self.config.distill <= 1
         assert isinstance(policy.process, RectifiedFlow)
         self.steps, self.chunk, self.noise_shape = policy.steps, agent.chunk, agent.noise_shape
         self.normalizer, self.net = copy.deepcopy(policy.obs_normalizer), TextbookNet(policy.net)
