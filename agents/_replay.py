@@ -108,6 +108,17 @@ class Critics(Stateful):
         """What an actor maximises (...): the same, but the mean where targets see a random subset (REDQ, RLPD)."""
         return values.mean(0) if self.config.aggregation == "subset_min" else self.value(values)
 
+    def target_value(self, features: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
+        """The target critics' value (..., B) of actions (..., B, A, D) at features (B, F), computing what it needs.
+
+        A random subset is drawn before its heads are computed, not after all.
+        """
+        config = self.config
+        if config.aggregation != "subset_min":
+            return self.value(self.target(features, action))
+        drawn = torch.randperm(config.critics, generator=generator)[: config.subset]
+        return self.target.some(drawn.to(features.device), features, action).amin(0)
+
     def learn(self, features: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
         """One gradient step of every head towards the targets (B,), then one step of the target critics."""
         self.optimizer.zero_grad(set_to_none=True)
