@@ -18,6 +18,7 @@ from diffpolicy_rl.experience.replay import Decisions, Mixing
 from diffpolicy_rl.experience.selectors import argmax
 from diffpolicy_rl.nets.critics import Aggregation
 from diffpolicy_rl.nets.heads import TanhGaussian
+from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Extras, Obs
 
@@ -51,7 +52,7 @@ class EXPOConfig(SoftConfig):
     def __post_init__(self) -> None:
         """Refuse settings that EXPO does not know."""
         super().__post_init__()
-        require_positive(candidates=self.candidates, base_lr=self.base_lr, base_tau=self.base_tau)
+        require_positive(beta=self.beta, candidates=self.candidates, base_lr=self.base_lr, base_tau=self.base_tau)
         if self.mixing == "none":
             raise UserError("mixing=none leaves EXPO without demonstrations to clone; use mixing=half or proportional")
         if self.soft_backup:
@@ -95,7 +96,7 @@ class EXPO(ReplayAgent):
         """One step of the critics, and with every ``actor_every``-th one of base, edit and temperature."""
         config, critics = self.config, self.critics
         features = self.policy.encode(batch.obs)
-        with torch.no_grad():
+        with torch.no_grad(), fixed_weights(self.base.online):
             after = self.policy.encode(batch.next_obs)
             chosen, edited = self._choose(self.base.online, after)
             future = critics.target_value(after, chosen, self.generator)
@@ -136,7 +137,10 @@ class ChosenPolicy(DeployedPolicy):
         self._value = critics.hope
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
-        """Map raw observations (N, O) and noise of samples and edits (N, 2M, H, D) to actions (N, H, D) in env units."""
+        """Map raw observations (N, O) and noise (N, 2M, H, D) to actions (N, H, D) in env units.
+
+        The first M parts of the noise are those of the samples, the others those of the edits.
+        """
         assert noise is not None
         features = self.policy.encode(obs)
         candidates = _candidates(self.policy, self.edit, features, noise.transpose(0, 1))

@@ -5,10 +5,12 @@ import torch
 
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
+from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -16,7 +18,7 @@ from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
-from tests.agents.bandit import bandit_rollout
+from tests.agents.bandit import GOOD, bandit_rollout, live, peak, shown
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -29,12 +31,15 @@ PROCESSES = {
     "gaussian": (Gaussian(), 1),
 }
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
+REPLAY = {"batch": 8, "prefill": 16, "utd": 0.25, "critic_hidden": (8,)}
 AGENTS = {
     "bc": (BC, BCConfig(steps=2, batch=8, ema_every=1)),
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
+    "expo": (EXPO, EXPOConfig(actor_every=2, actor_hidden=(8,), **REPLAY)),
 }
+HORIZONS = {"expo": 2}  # 4 where not given; they clone what was executed
 REFUSED = {
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
     **{("ppo", process): "policy=gaussian" for process in PROCESSES if process != "gaussian"},
@@ -52,11 +57,18 @@ class TwoWindows:
 
 def build(make_policy, agent, process):
     cls, config = AGENTS[agent]
-    return cls(make_policy(*PROCESSES[process]), config, iterations=3, seed=0)
+    policy = make_policy(*PROCESSES[process], horizon=HORIZONS.get(agent, 4))
+    return cls(policy, config, iterations=3, seed=0)
 
 
 def experience(agent):
-    return bandit_rollout(agent) if agent.data == "rollout" else TwoWindows()
+    if agent.data == "rollout":
+        return bandit_rollout(agent)
+    if isinstance(agent, BC):
+        return TwoWindows()
+    lived = Experience(ReplayBuffer(64), shown(peak(GOOD)))
+    live(agent, lived, peak(GOOD))
+    return lived
 
 
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])
@@ -72,7 +84,7 @@ def test_contract(make_policy, name, process):
     deployed, obs = agent.deploy(), torch.randn(5, 3)
     noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
     actions = deployed(obs, noise)
-    assert actions.shape == (5, 4, 2)
+    assert actions.shape == (5, agent.policy.horizon, 2)
     assert torch.equal(actions, deployed(obs, noise))
     # A copy that is given the state goes on in the same way.
     torch.manual_seed(1)

@@ -1,5 +1,6 @@
 """2n iterations equal n + resume + n, bit for bit; a killed run always leaves a checkpoint that loads."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def whole(tmp_path_factory):
 
 
 # Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2)}
+STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2), "expo": (2, 3, 5)}
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
@@ -66,12 +67,16 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
     same(outcome(folder), whole(agent))
 
 
-@pytest.mark.parametrize("agent", ["reinflow", "dppo", "ppo"])
+OPTIMIZERS = {"reinflow": (), "dppo": (), "ppo": (), "expo": ("edit",)}
+
+
+@pytest.mark.parametrize("agent", OPTIMIZERS)
 def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     state = whole(agent)["state"]
     assert len(state["rollout"]["finished"]) > 3
     assert state["agent"]["updates"] == 4
-    moments = state["agent"]["actor_optimizer"]["state"]["0"]
+    learner = functools.reduce(dict.__getitem__, OPTIMIZERS[agent], state["agent"])
+    moments = learner["actor_optimizer"]["state"]["0"]
     assert moments["exp_avg"].abs().sum() > 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
 PPO = {"minibatch": 16, "critic_hidden": [8]}
+REPLAY = {"utd": 0.25, "batch": 8, "prefill": 20, "critic_hidden": [8]}
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -13,6 +14,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
+    "expo": {"_target_": "diffpolicy_rl.agents.expo.EXPO", "actor_hidden": [8], "actor_every": 2} | REPLAY,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
