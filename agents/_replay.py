@@ -119,12 +119,18 @@ class Critics(Stateful):
         drawn = torch.randperm(config.critics, generator=generator)[: config.subset]
         return self.target.some(drawn.to(features.device), features, action).amin(0)
 
-    def learn(self, features: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One gradient step of every head towards the targets (B,), then one step of the target critics."""
+    def learn(
+        self, features: Tensor, action: Tensor, target: Tensor, penalty: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One gradient step of every head towards the targets (B,), then one step of the target critics.
+
+        A penalty () of what the heads say elsewhere is added to the sum of their losses.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.online.outputs(self.online.context(features), action)
         loss = self.online.readout.loss(outputs, target).mean(-1)
-        loss.sum().backward()  # a head learns as it would alone
+        total = loss.sum()  # a head learns as it would alone
+        (total if penalty is None else total + penalty).backward()
         self.optimizer.step()
         ema_update(self.target, self.online, 1 - self.config.tau)
         values = self.online.readout.mean(outputs.detach())

@@ -6,6 +6,7 @@ import torch
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
+from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.errors import UserError
@@ -38,8 +39,9 @@ AGENTS = {
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
     "expo": (EXPO, EXPOConfig(actor_every=2, actor_hidden=(8,), **REPLAY)),
+    "pa_rl": (PARL, PARLConfig(**REPLAY)),
 }
-HORIZONS = {"expo": 2}  # 4 where not given; they clone what was executed
+HORIZONS = {"expo": 2, "pa_rl": 2}  # 4 where not given; they clone what was executed
 REFUSED = {
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
     **{("ppo", process): "policy=gaussian" for process in PROCESSES if process != "gaussian"},

@@ -54,8 +54,8 @@ def whole(tmp_path_factory):
     return make
 
 
-# Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2), "expo": (2, 3, 5)}
+# Cloning has 3 iterations, learning offline 2, learning online 4: inside phases, at the borders between them.
+STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2), "expo": (2, 3, 5), "pa_rl": (4, 5, 7)}
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])
@@ -67,16 +67,20 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
     same(outcome(folder), whole(agent))
 
 
-OPTIMIZERS = {"reinflow": (), "dppo": (), "ppo": (), "expo": ("edit",)}
+OPTIMIZERS = {
+    **dict.fromkeys(("reinflow", "dppo", "ppo"), ("actor_optimizer",)),
+    "expo": ("edit", "actor_optimizer"),
+    "pa_rl": ("base", "optimizer"),
+}
 
 
 @pytest.mark.parametrize("agent", OPTIMIZERS)
 def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     state = whole(agent)["state"]
     assert len(state["rollout"]["finished"]) > 3
-    assert state["agent"]["updates"] == 4
-    learner = functools.reduce(dict.__getitem__, OPTIMIZERS[agent], state["agent"])
-    moments = learner["actor_optimizer"]["state"]["0"]
+    assert state["agent"]["updates"] == (6 if agent == "pa_rl" else 4)
+    optimizer = functools.reduce(dict.__getitem__, OPTIMIZERS[agent], state["agent"])
+    moments = optimizer["state"]["0"]
     assert moments["exp_avg"].abs().sum() > 0
 
 

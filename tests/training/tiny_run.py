@@ -15,6 +15,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
     "expo": {"_target_": "diffpolicy_rl.agents.expo.EXPO", "actor_hidden": [8], "actor_every": 2} | REPLAY,
+    "pa_rl": {"_target_": "diffpolicy_rl.agents.pa_rl.PARL", "steps": 3, "value_range": [-10, 400]} | REPLAY,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
@@ -36,6 +37,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
         "policy": POLICIES.get(agent, {"net": MLP}),
         "budget": {
             "bc_steps": 9,
+            "offline_steps": 6,
             "env_steps": 4 * 10 * 3 * 4,
             "decisions": 10,
             "bc_eval_every": 2,
