@@ -108,12 +108,29 @@ class Critics(Stateful):
         """What an actor maximises (...): the same, but the mean where targets see a random subset (REDQ, RLPD)."""
         return values.mean(0) if self.config.aggregation == "subset_min" else self.value(values)
 
-    def learn(self, features: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One gradient step of every head towards the targets (B,), then one step of the target critics."""
+    def target_value(self, features: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
+        """The target critics' value (..., B) of actions (..., B, A, D) at features (B, F), computing what it needs.
+
+        A random subset is drawn before its heads are computed, not after all.
+        """
+        config = self.config
+        if config.aggregation != "subset_min":
+            return self.value(self.target(features, action))
+        drawn = torch.randperm(config.critics, generator=generator)[: config.subset]
+        return self.target.some(drawn.to(features.device), features, action).amin(0)
+
+    def learn(
+        self, features: Tensor, action: Tensor, target: Tensor, penalty: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One gradient step of every head towards the targets (B,), then one step of the target critics.
+
+        A penalty () of what the heads say elsewhere is added to the sum of their losses.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.online.outputs(self.online.context(features), action)
         loss = self.online.readout.loss(outputs, target).mean(-1)
-        loss.sum().backward()  # a head learns as it would alone
+        total = loss.sum()  # a head learns as it would alone
+        (total if penalty is None else total + penalty).backward()
         self.optimizer.step()
         ema_update(self.target, self.online, 1 - self.config.tau)
         values = self.online.readout.mean(outputs.detach())

@@ -141,7 +141,7 @@ class SoftActorCritic(ReplayAgent):
         with torch.no_grad():
             after = self.policy.encode(batch.next_obs)
             action, log_prob = soft_actor.sample(after)
-            future = soft_actor.soft(critics.value(critics.target(after, action), self.generator), log_prob)
+            future = soft_actor.soft(critics.target_value(after, action, self.generator), log_prob)
         metrics = critics.learn(features, batch.action, batch.reward + batch.discount * future)
         if self.critic_steps % self.config.actor_every == self.config.actor_every - 1:
             context = critics.online.context(features).detach()

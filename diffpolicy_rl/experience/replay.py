@@ -73,6 +73,7 @@ class ReplayBuffer:
         self.capacity, self.device, self.added = capacity, torch.device(device), 0
         self._fields: dict[str, Tensor] = {}
         self._latest = torch.empty(0, dtype=torch.long, device=self.device)
+        self._returns_of: tuple[int, float] | None = None  # rows added, and gamma, when returns were last written
 
     def __len__(self) -> int:
         """Rows to draw from."""
@@ -174,6 +175,31 @@ class ReplayBuffer:
             discount = torch.where(goes_on, discount * gamma ** stored["executed"][row], discount)
             last = torch.where(goes_on, row, last)
         return last, reward, discount
+
+    def write_returns(self, gamma: float) -> None:
+        """Give every decision the extra ``return_to_go``, its discounted reward to the end of its episode.
+
+        It is -inf while the end is not known: a bound that holds for any value.
+
+        Args:
+            gamma: discount per env step.
+        """
+        if not len(self) or self._returns_of == (self.added, gamma):
+            return
+        stored = {name: self._fields[name][: len(self)] for name in ("rewards", "executed", "successor")}
+        value, following = chunk_rewards(stored["rewards"], gamma), stored["successor"]
+        discount, going_on = gamma ** stored["executed"].to(value.dtype), torch.zeros_like(following, dtype=torch.bool)
+        going_on[self._latest[self._latest != _NONE]] = True
+        while (linked := following != _NONE).any():  # what is summed up doubles in length each time
+            row = following.clamp(min=0)
+            value = torch.where(linked, value + discount * value[row], value)
+            discount = torch.where(linked, discount * discount[row], discount)
+            going_on = torch.where(linked, going_on[row], going_on)
+            following = torch.where(linked, following[row], following)
+        if "return_to_go" not in self._fields:
+            self._fields["return_to_go"] = value.new_zeros(self.capacity)
+        self._fields["return_to_go"][: len(self)] = value.masked_fill(going_on, -torch.inf)
+        self._returns_of = self.added, gamma
 
     def state_dict(self) -> State:
         """The rows that were filled, and where the ring stands."""

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.ensemble import EnsembleLinear, EnsembleTrunk
@@ -155,7 +156,7 @@ class CriticEnsemble(nn.Module):
         dims = max(hidden.ndim, context.ndim)
         hidden, context = (_align(part, dims) for part in (hidden, context))
         hidden = hidden + context
-        rows = hidden.reshape(self.heads, hidden.shape[1:-1].numel(), hidden.shape[-1])
+        rows = hidden.reshape(len(hidden), hidden.shape[1:-1].numel(), hidden.shape[-1])
         return self.trunk(rows).view(*hidden.shape[:-1], self.readout.width)
 
     def values(self, context: Tensor, action: Tensor) -> Tensor:
@@ -165,6 +166,11 @@ class CriticEnsemble(nn.Module):
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """Values (E, ...) of actions (..., *action_shape) at features (..., F)."""
         return self.values(self.context(features), action)
+
+    def some(self, heads: Tensor, features: Tensor, action: Tensor) -> Tensor:
+        """Values (k, ...) of the heads with indices (k,) alone; see ``forward``."""
+        chosen = {name: parameter[heads] for name, parameter in self.named_parameters()}
+        return functional_call(self, chosen, (features, action))
 
     def loss(self, features: Tensor, action: Tensor, target: Tensor) -> Tensor:
         """Loss per head and sample (E, ...) at targets (...), which carry no gradient here."""

@@ -75,7 +75,7 @@ class Phase:
         if config.data.path is None:
             raise UserError(
                 f"{config.agent['_target_']} learns from demonstrations too, and {spec.env_id} has no packaged ones; "
-                "give data=<file>, or set agent.mixing=none"
+                "give data=<file>, or set agent.mixing=none if the agent can do without"
             )
         return Experience(buffer, build_dataset(config, spec, policy).decisions(self.agent.chunk))
 

@@ -6,12 +6,15 @@ import torch
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.dsrl import DSRL, DSRLConfig
+from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
+from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.agents.rlpd import RLPD, RLPDConfig
 from diffpolicy_rl.agents.sac import SAC, SACConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -19,7 +22,7 @@ from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
-from tests.agents.bandit import bandit_replay, bandit_rollout
+from tests.agents.bandit import GOOD, bandit_replay, bandit_rollout, peak, shown
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -32,17 +35,21 @@ PROCESSES = {
     "gaussian": (Gaussian(), 1),
 }
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
-REPLAY = {"prefill": 32, "batch": 16, "utd": 0.05, "critic_hidden": (8, 8), "actor_hidden": (8, 8)}
+REPLAY = {"batch": 8, "prefill": 16, "utd": 0.1, "critic_hidden": (8,)}
+SOFT = {"actor_hidden": (8,), **REPLAY}
 AGENTS = {
     "bc": (BC, BCConfig(steps=2, batch=8, ema_every=1)),
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
-    "sac": (SAC, SACConfig(**REPLAY)),
-    "rlpd": (RLPD, RLPDConfig(**REPLAY, actor_every=1)),
-    "dsrl-na": (DSRL, DSRLConfig(**REPLAY)),
-    "dsrl-sac": (DSRL, DSRLConfig(variant="sac", tied=True, deploy_stochastic=True, **REPLAY)),
+    "sac": (SAC, SACConfig(**SOFT)),
+    "rlpd": (RLPD, RLPDConfig(actor_every=1, **SOFT)),
+    "dsrl-na": (DSRL, DSRLConfig(**SOFT)),
+    "dsrl-sac": (DSRL, DSRLConfig(variant="sac", tied=True, deploy_stochastic=True, **SOFT)),
+    "expo": (EXPO, EXPOConfig(actor_every=2, **SOFT)),
+    "pa_rl": (PARL, PARLConfig(**REPLAY)),
 }
+HORIZONS = {"expo": 2, "pa_rl": 2}  # 4 where not given; they clone what was executed
 REFUSED = {
     ("dsrl-na", "gaussian"): "Gaussian policy's action does not depend",
     ("dsrl-sac", "gaussian"): "Gaussian policy's action does not depend",
@@ -62,7 +69,8 @@ class TwoWindows:
 
 def build(make_policy, agent, process):
     cls, config = AGENTS[agent]
-    return cls(make_policy(*PROCESSES[process]), config, iterations=3, seed=0)
+    policy = make_policy(*PROCESSES[process], horizon=HORIZONS.get(agent, 4))
+    return cls(policy, config, iterations=3, seed=0)
 
 
 def flat(state, path=""):
@@ -75,7 +83,9 @@ def flat(state, path=""):
 def experience(agent):
     if agent.data == "rollout":
         return bandit_rollout(agent)
-    return TwoWindows() if agent.phases == ("bc",) else bandit_replay(agent)
+    if isinstance(agent, BC):
+        return TwoWindows()
+    return bandit_replay(agent, experience=Experience(ReplayBuffer(1000), shown(peak(GOOD))))
 
 
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])

@@ -179,3 +179,9 @@ def test_histogram_loss_is_least_at_the_projected_target():
 def test_impossible_histograms_are_refused(settings):
     with pytest.raises(UserError, match="a histogram of values needs low < high"):
         HLGauss(*settings)
+
+
+def test_some_heads_alone_are_as_among_all():
+    critic = CriticEnsemble(5, (2, 3), heads=4, hidden=(16, 16))
+    features, action, heads = torch.randn(6, 5), torch.randn(7, 6, 2, 3), torch.tensor([3, 1])
+    torch.testing.assert_close(critic.some(heads, features, action), critic(features, action)[heads])

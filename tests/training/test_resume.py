@@ -1,5 +1,6 @@
 """2n iterations equal n + resume + n, bit for bit; a killed run always leaves a checkpoint that loads."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def whole(tmp_path_factory):
     return make
 
 
-# Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
+# Cloning has 3 iterations, learning offline 2, learning online 4: inside phases, at the borders between them.
 STOPS = {
     "bc": (1, 2),
     "reinflow": (2, 3, 5),
@@ -63,6 +64,8 @@ STOPS = {
     "rlpd": (1, 3),
     "dsrl": (2, 3, 5),
     "dsrl-sac": (5,),
+    "expo": (2, 3, 5),
+    "pa_rl": (4, 5, 7),
 }
 
 
@@ -75,12 +78,20 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, tmp_path, agent, stop):
     same(outcome(folder), whole(agent))
 
 
-@pytest.mark.parametrize("agent", ["reinflow", "dppo", "ppo"])
+OPTIMIZERS = {
+    **dict.fromkeys(("reinflow", "dppo", "ppo"), ("actor_optimizer",)),
+    "expo": ("edit", "actor_optimizer"),
+    "pa_rl": ("base", "optimizer"),
+}
+
+
+@pytest.mark.parametrize("agent", OPTIMIZERS)
 def test_episodes_end_and_learning_moves_in_the_runs_compared(whole, agent):
     state = whole(agent)["state"]
     assert len(state["rollout"]["finished"]) > 3
-    assert state["agent"]["updates"] == 4
-    moments = state["agent"]["actor_optimizer"]["state"]["0"]
+    assert state["agent"]["updates"] == (6 if agent == "pa_rl" else 4)
+    optimizer = functools.reduce(dict.__getitem__, OPTIMIZERS[agent], state["agent"])
+    moments = optimizer["state"]["0"]
     assert moments["exp_avg"].abs().sum() > 0
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
 PPO = {"minibatch": 16, "critic_hidden": [8]}
-REPLAY = {"prefill": 40, "batch": 8, "critic_hidden": [8, 8], "actor_hidden": [8, 8]}
+REPLAY = {"utd": 0.25, "batch": 8, "prefill": 20, "critic_hidden": [8]}
+SOFT = {"actor_hidden": [8], **REPLAY}
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -14,10 +15,12 @@ AGENTS: dict[str, dict[str, Any]] = {
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
-    "sac": {"_target_": "diffpolicy_rl.agents.sac.SAC"} | REPLAY,
-    "rlpd": {"_target_": "diffpolicy_rl.agents.rlpd.RLPD", "utd": 0.5, "actor_every": 2} | REPLAY,
-    "dsrl": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "mixing": "half"} | REPLAY,
-    "dsrl-sac": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "variant": "sac", "deploy_stochastic": True} | REPLAY,
+    "sac": {"_target_": "diffpolicy_rl.agents.sac.SAC"} | SOFT,
+    "rlpd": {"_target_": "diffpolicy_rl.agents.rlpd.RLPD", "actor_every": 2} | SOFT,
+    "dsrl": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "mixing": "half"} | SOFT,
+    "dsrl-sac": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "variant": "sac", "deploy_stochastic": True} | SOFT,
+    "expo": {"_target_": "diffpolicy_rl.agents.expo.EXPO", "actor_every": 2} | SOFT,
+    "pa_rl": {"_target_": "diffpolicy_rl.agents.pa_rl.PARL", "steps": 3, "value_range": [-10, 400]} | REPLAY,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
@@ -39,6 +42,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
         "policy": POLICIES.get(agent, {"net": MLP}),
         "budget": {
             "bc_steps": 9,
+            "offline_steps": 6,
             "env_steps": 4 * 10 * 3 * 4,
             "decisions": 10,
             "bc_eval_every": 2,

@@ -1,0 +1,67 @@
+"""What agents share that choose among samples of a base policy and go on cloning with it."""
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.policies.policy import GenerativePolicy
+
+
+def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
+    """M samples of a policy at each observation, in one call.
+
+    Args:
+        policy: the policy.
+        features: (B, F), encoded once for all of them.
+        noise: (M, B, H, D), standard normal.
+
+    Returns:
+        Normalised chunks (M, B, H, D).
+    """
+    repeated = features.expand(len(noise), *features.shape).flatten(0, 1)
+    return policy.sample(features, noise.flatten(0, 1), features=repeated).unflatten(0, noise.shape[:2])
+
+
+class ClonedBase(Stateful):
+    """A base policy that goes on cloning, and the moving average of its weights, which acts.
+
+    Args:
+        policy: the pretrained policy; it becomes the one that learns.
+        lr: its learning rate.
+        tau: how far the average moves at each step.
+
+    Attributes:
+        online: the policy that learns.
+        average: the one that acts.
+
+    Raises:
+        UserError: if the policy predicts more actions than are executed.
+    """
+
+    _parts = ("online", "optimizer")  # the average is the agent's policy
+
+    def __init__(self, policy: GenerativePolicy, lr: float, tau: float) -> None:
+        if policy.horizon != policy.execute:
+            raise UserError(
+                f"policy.horizon={policy.horizon} must equal policy.execute={policy.execute}, because the base is "
+                "trained on replay, which holds only actions that were executed"
+            )
+        self.average, self.online, self.tau = policy.frozen_copy(), policy.requires_grad_(True), tau
+        self.optimizer = adamw(policy, lr)
+
+    def learn(self, obs: Tensor, action: Tensor, mask: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
+        """One gradient step of the base's own regression loss, and one step of the average.
+
+        Args:
+            obs: raw observations (B, O).
+            action: (B, A, D).
+            mask: (B, A) bool, False where there is nothing to learn.
+            generator: of noise and times.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.online.loss(obs, action, mask=mask, generator=generator).mean()
+        loss.backward()
+        self.optimizer.step()
+        ema_update(self.average, self.online, 1 - self.tau)
+        return {"base/loss": loss.detach()}
