@@ -7,6 +7,7 @@ from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
 from diffpolicy_rl.policies.consistency import Consistency
@@ -34,6 +35,7 @@ AGENTS = {
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
+    "resip": (ResiP, ResiPConfig(hidden=(8,), **CHAIN)),
 }
 REFUSED = {
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
@@ -59,29 +61,36 @@ def experience(agent):
     return bandit_rollout(agent) if agent.data == "rollout" else TwoWindows()
 
 
+def executed(agent, obs, noise):
+    """What is executed of a deployed policy's chunks at once."""
+    deployed = agent.deploy()
+    return deployed.correct(obs, deployed(obs, noise)[:, 0])
+
+
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])
 def test_contract(make_policy, name, process):
     agent = build(make_policy, name, process)
     assert isinstance(agent, Agent)
-    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
+    obs, draw = torch.randn(32, 3), torch.Generator().manual_seed(0)
+    noise = agent.deploy().sample_noise(32, draw)
+    before = executed(agent, obs, noise).detach().clone()
     metrics = agent.update(experience(agent))
     assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
-    assert any(not torch.equal(before[key], value) for key, value in agent.policy.state_dict().items())
+    assert not torch.equal(before, executed(agent, obs, noise))
     assert agent.gradient_steps > 0
     # What is deployed is what is learned, in the right shapes, and a function of observation and noise alone.
-    deployed, obs = agent.deploy(), torch.randn(5, 3)
-    noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
+    deployed = agent.deploy()
     actions = deployed(obs, noise)
-    assert actions.shape == (5, 4, 2)
+    assert actions.shape == (32, 4, 2)
     assert torch.equal(actions, deployed(obs, noise))
     # A copy that is given the state goes on in the same way.
     torch.manual_seed(1)
     copy = build(make_policy, name, process)
     copy.load_state_dict(agent.state_dict())
-    torch.testing.assert_close(copy.deploy()(obs, noise), actions, rtol=0, atol=0)
+    assert torch.equal(executed(copy, obs, noise), executed(agent, obs, noise))
     ours, theirs = agent.act(obs, explore=True), copy.act(obs, explore=True)
     assert torch.equal(ours[0], theirs[0])
-    assert ours[0].shape == (5, 2, 2)
+    assert ours[0].shape == (32, agent.chunk, 2)
     assert ours[1].keys() == theirs[1].keys()
 
 

@@ -13,6 +13,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
+    "resip": {"_target_": "diffpolicy_rl.agents.resip.ResiP", "hidden": [8]} | PPO,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
