@@ -3,6 +3,7 @@
 import torch
 
 from diffpolicy_rl.experience.buffers import RolloutBuffer
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 
 
 def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
@@ -15,6 +16,20 @@ def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
         buffer.add(obs, extras, rewards, torch.full((num_envs,), agent.chunk), ended, not_truncated, obs)
         agent.reset(ended)
     return buffer
+
+
+def bandit_replay(agent, decisions=8, num_envs=32, target=0.5):
+    """The same, kept for replay, with as much for demonstrations."""
+
+    def lived():
+        buffer, rollout = ReplayBuffer(decisions * num_envs), bandit_rollout(agent, decisions, num_envs, target)
+        for t in range(decisions):
+            extras = {name: value[t] for name, value in rollout.extras.items()}
+            flags = rollout.terminated[t], rollout.truncated[t]
+            buffer.add(rollout.obs[t], extras, rollout.rewards[t], rollout.executed[t], *flags, rollout.obs[t])
+        return buffer
+
+    return Experience(lived(), lived())
 
 
 def distance(agent, target=0.5):

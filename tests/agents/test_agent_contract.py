@@ -7,6 +7,7 @@ from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
 from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
@@ -17,7 +18,7 @@ from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
-from tests.agents.bandit import bandit_rollout
+from tests.agents.bandit import bandit_replay, bandit_rollout
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -29,12 +30,17 @@ PROCESSES = {
     "consistency": (Consistency(), 2),
     "gaussian": (Gaussian(), 1),
 }
+CRITIC = {"batch": 8, "utd": 0.1, "prefill": 32, "critic_hidden": (8,)}
 CHAIN = {"minibatch": 64, "epochs": 1, "critic_hidden": (8,)}
 AGENTS = {
     "bc": (BC, BCConfig(steps=2, batch=8, ema_every=1)),
     "dppo": (DPPO, DPPOConfig(trained_moves=2, **CHAIN)),
     "reinflow": (ReinFlow, ReinFlowConfig(std_hidden=(8,), **CHAIN)),
     "ppo": (PPO, GaussianPPOConfig(**CHAIN)),
+    "residual_sac": (
+        ResidualSAC,
+        ResidualSACConfig(actor_hidden=(8,), **CRITIC),
+    ),
     "resip": (ResiP, ResiPConfig(hidden=(8,), **CHAIN)),
 }
 REFUSED = {
@@ -58,7 +64,9 @@ def build(make_policy, agent, process):
 
 
 def experience(agent):
-    return bandit_rollout(agent) if agent.data == "rollout" else TwoWindows()
+    if agent.data == "rollout":
+        return bandit_rollout(agent)
+    return TwoWindows() if isinstance(agent, BC) else bandit_replay(agent)
 
 
 def executed(agent, obs, noise):

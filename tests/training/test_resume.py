@@ -54,7 +54,14 @@ def whole(tmp_path_factory):
 
 
 # Cloning has 3 iterations, learning online 4: inside the first phase, at the border, inside the second.
-STOPS = {"bc": (1, 2), "reinflow": (2, 3, 5), "dppo": (2, 3, 5), "ppo": (1, 2), "resip": (2, 3, 5)}
+STOPS = {
+    "bc": (1, 2),
+    "reinflow": (2, 3, 5),
+    "dppo": (2, 3, 5),
+    "ppo": (1, 2),
+    "resip": (2, 3, 5),
+    "residual_sac": (2, 3, 5),
+}
 
 
 @pytest.mark.parametrize(("agent", "stop"), [(agent, stop) for agent, stops in STOPS.items() for stop in stops])

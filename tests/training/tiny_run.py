@@ -6,6 +6,7 @@ from typing import Any
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
 PPO = {"minibatch": 16, "critic_hidden": [8]}
+SAC = {"batch": 8, "utd": 0.2, "prefill": 60, "critics": 2, "critic_hidden": [8], "actor_hidden": [8]}
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -13,6 +14,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
     "dppo": {"_target_": "diffpolicy_rl.agents.dppo.DPPO", "trained_moves": 2, "bc_weight": 0.1} | PPO,
     "ppo": {"_target_": "diffpolicy_rl.agents.ppo.PPO"} | PPO,
+    "residual_sac": {"_target_": "diffpolicy_rl.agents.residual_sac.ResidualSAC"} | SAC,
     "resip": {"_target_": "diffpolicy_rl.agents.resip.ResiP", "hidden": [8]} | PPO,
 }
 POLICIES: dict[str, dict[str, Any]] = {
