@@ -37,12 +37,16 @@ class ResidualSACConfig(SoftConfig):
         scale: bound of what is added to an action, in normalised action units.
     """
 
-    prefill: int = 5000
+    prefill: int = 2000
     mixing: Mixing = "half"
     n_step: int = 3
-    critics: int = 10
+    critics: int = 5
+    critic_hidden: tuple[int, ...] = (256, 256)
+    actor_hidden: tuple[int, ...] = (256, 256)
     aggregation: Aggregation = "subset_min"
     actor_every: int = 2
+    alpha: float = 0.1
+    entropy_per_element: float = -1.0
     soft_backup: bool = False
     scale: float = 0.1
 
