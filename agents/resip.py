@@ -7,8 +7,8 @@ The value of what followed a rollout's last decision, or of a truncated episode'
 that the base would have taken there: the next one of its chunk, or, where that was used up, the first of a new chunk.
 
 Differences from the public code: minibatches instead of whole rollouts; actor and critic clip their gradients apart;
-rewards are divided by the running std of returns instead of rewards; truncated episodes bootstrap; u is drawn from an
-unclipped Gaussian, as there, but the last layer, zero at first, has a bias.
+rewards are divided by the running std of returns instead of rewards; truncated episodes bootstrap; the last layer, zero
+at first, has a bias; residuals are scaled by 0.2 by default instead of 0.1, to be learned in fewer env steps.
 """
 
 from collections.abc import Mapping
@@ -41,14 +41,15 @@ class ResiPConfig(PPOConfig):
         hidden: widths of the residual's net.
     """
 
-    gamma: float = 0.99
+    gamma: float = 0.995
     epochs: int = 10
+    minibatch: int = 500
     lr: float = 3e-4
     clip: float = 0.2
     reduction: Literal["chain_mean", "chain_sum", "move_mean", "move_sum"] = "chain_sum"
     target_kl: float = 0.1
     max_grad_norm: float = 1.0
-    scale: float = 0.1
+    scale: float = 0.2
     std: float = 0.37
     hidden: tuple[int, ...] = (256, 256, 256)
 

@@ -11,8 +11,8 @@ from diffpolicy_rl.policies.flow import RectifiedFlow
 from tests.agents.bases import always, numbered, two_modes
 
 SMALL = ResidualSACConfig(
-    batch=64, utd=0.25, prefill=128, mixing="none", critics=2, aggregation="min", alpha=0.01, alpha_lr=0.0,
-    critic_hidden=(32, 32), critic_lr=3e-3, actor_hidden=(32, 32), actor_lr=3e-3, actor_every=1, tau=0.05,
+    batch=64, utd=0.125, prefill=128, mixing="none", critics=2, aggregation="min", alpha=0.01, alpha_lr=0.0,
+    critic_hidden=(32, 32), critic_lr=6e-3, actor_hidden=(32, 32), actor_lr=6e-3, actor_every=1, tau=0.05,
 )  # fmt: skip
 YES, NO = torch.ones(32, dtype=torch.bool), torch.zeros(32, dtype=torch.bool)
 

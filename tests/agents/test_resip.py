@@ -10,7 +10,9 @@ from diffpolicy_rl.policies.flow import RectifiedFlow
 from tests.agents.bandit import bandit_rollout
 from tests.agents.bases import always, numbered, two_modes
 
-SMALL = ResiPConfig(minibatch=128, epochs=4, lr=3e-3, final_lr=3e-3, critic_hidden=(16,), hidden=(16, 16, 16))
+SMALL = ResiPConfig(
+    scale=0.1, minibatch=128, epochs=4, lr=3e-3, final_lr=3e-3, critic_hidden=(16,), hidden=(16, 16, 16)
+)
 
 
 def settled(agent, num_envs=256):
