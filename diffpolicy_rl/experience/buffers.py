@@ -1,7 +1,8 @@
 """Where experience waits for the update."""
 
+import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -92,6 +93,13 @@ class RolloutBuffer:
     def final_obs(self) -> Tensor:
         """Observations (F, O) at which episodes were truncated, in the order of ``truncated``'s True entries."""
         return torch.cat(self._finals)
+
+    def seen_as(self, obs: Tensor, last_obs: Tensor, final_obs: Tensor) -> Self:
+        """The same decisions in the eyes of who sees something else than the env shows: (T, N, O), (N, O), (F, O)."""
+        view = copy.copy(self)
+        view.fields = self.fields | {"obs": obs}
+        view.last_obs, view._finals = last_obs, [final_obs]
+        return view
 
     def _write(self, store: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         for name, value in values.items():

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from diffpolicy_rl.types import State
+
 
 class ChunkQueue:
     """The remaining actions of one chunk per env.
@@ -27,16 +29,31 @@ class ChunkQueue:
         if self._chunks is None:
             self._chunks = chunks.new_zeros((len(self._next), self.execute, chunks.shape[-1]))
         self._chunks[mask] = chunks[:, : self.execute]
-        self._next[mask] = 0
+        self._next = self._next.masked_fill(mask.cpu(), 0)
 
     def pop(self) -> Tensor:
         """The next action (N, D) of every env; ``needs`` must be False everywhere."""
         assert self._chunks is not None
         assert not self.needs().any()
         actions = self._chunks[self._rows, self._next]
-        self._next += 1
+        self._next = self._next + 1
         return actions
+
+    def peek(self) -> tuple[Tensor, Tensor]:
+        """What ``pop`` would give (N, D), and for which envs (N,) bool; anything for those that have nothing left."""
+        assert self._chunks is not None
+        left = ~self.needs()
+        return self._chunks[self._rows, self._next.where(left, 0)], left.to(self._chunks.device)
 
     def reset(self, mask: Tensor) -> None:
         """Forget what is left in the envs of mask (N,) bool."""
-        self._next[mask.cpu()] = self.execute
+        self._next = self._next.masked_fill(mask.cpu(), self.execute)  # anew: inference mode's cannot be written to
+
+    def state_dict(self) -> State:
+        """The chunks, if there were any yet, and where in them each env is."""
+        return {"next": self._next} | ({} if self._chunks is None else {"chunks": self._chunks})
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self._next = state["next"]
+        self._chunks = state["chunks"].clone() if "chunks" in state else None

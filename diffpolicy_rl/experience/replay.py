@@ -15,6 +15,7 @@ Mixing = Literal["none", "half", "proportional"]
 """Share of demonstrations in a batch: none, half of it (RLPD), or as among all decisions there are (PA-RL)."""
 
 _NONE = -1  # no row: the successor of a decision that ended its episode, or that no other followed yet
+_PIECE = 10_000  # rows that annotations are computed for at once
 _OWN = {"obs", "action", "rewards", "executed", "terminated", "next_obs", "successor"}
 
 
@@ -131,6 +132,14 @@ class ReplayBuffer:
             self._fields[name][rows] = value.to(self.device)
         self.added += count
         return rows
+
+    def annotate(self, name: str, values: Callable[[Tensor], Tensor]) -> None:
+        """Give every row the extra ``name``, by ``values`` of what was acted on (n, O), unless rows have it already."""
+        if name in self._fields:
+            return
+        extra = torch.cat([values(obs) for obs in self._fields["obs"][: len(self)].split(_PIECE)])
+        self._fields[name] = extra.new_zeros((self.capacity, *extra.shape[1:]))
+        self._fields[name][: len(self)] = extra
 
     def sample(self, batch: int, gamma: float, n_step: int, generator: torch.Generator) -> Decisions:
         """Draw B decisions with replacement, with a CPU generator.

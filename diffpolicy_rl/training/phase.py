@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import torch
+
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
@@ -128,5 +130,7 @@ class Phase:
         self.agent.load_state_dict(state["agent"])
         if self.rollout is not None:
             self.rollout.load_state_dict(state["rollout"])
+            if self.rollout.env.restarted_on_load:
+                self.agent.reset(torch.ones(self.rollout.env.num_envs, dtype=torch.bool))
         if isinstance(self.experience, Experience):
             self.experience.online.load_state_dict(state["replay"])

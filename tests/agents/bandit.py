@@ -19,7 +19,8 @@ def bandit_rollout(agent, decisions=8, num_envs=32, target=0.5):
     for _ in range(decisions):
         action, extras = agent.act(obs, explore=True)
         rewards = -(action - target).square().mean(-1)
-        buffer.add(obs, extras, rewards, torch.full((num_envs,), 2), ended, not_truncated, obs)
+        buffer.add(obs, extras, rewards, torch.full((num_envs,), agent.chunk), ended, not_truncated, obs)
+        agent.reset(ended)
     return buffer
 
 

@@ -10,6 +10,8 @@ from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
+from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
+from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
 from diffpolicy_rl.agents.rlpd import RLPD, RLPDConfig
 from diffpolicy_rl.agents.sac import SAC, SACConfig
 from diffpolicy_rl.errors import UserError
@@ -22,7 +24,7 @@ from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import Agent
-from tests.agents.bandit import GOOD, bandit_replay, bandit_rollout, peak, shown
+from tests.agents.bandit import bandit_replay, bandit_rollout
 
 PROCESSES = {
     "ddpm": (DDPM(levels=4), 4),
@@ -48,6 +50,8 @@ AGENTS = {
     "dsrl-sac": (DSRL, DSRLConfig(variant="sac", tied=True, deploy_stochastic=True, **SOFT)),
     "expo": (EXPO, EXPOConfig(actor_every=2, **SOFT)),
     "pa_rl": (PARL, PARLConfig(**REPLAY)),
+    "residual_sac": (ResidualSAC, ResidualSACConfig(**SOFT)),
+    "resip": (ResiP, ResiPConfig(hidden=(8,), **CHAIN)),
 }
 HORIZONS = {"expo": 2, "pa_rl": 2}  # 4 where not given; they clone what was executed
 REFUSED = {
@@ -85,7 +89,7 @@ def experience(agent):
         return bandit_rollout(agent)
     if isinstance(agent, BC):
         return TwoWindows()
-    return bandit_replay(agent, experience=Experience(ReplayBuffer(1000), shown(peak(GOOD))))
+    return bandit_replay(agent, experience=Experience(ReplayBuffer(1000), bandit_replay(agent).online))
 
 
 @pytest.mark.parametrize(("name", "process"), [pair for pair in ALL if pair not in REFUSED])
@@ -98,20 +102,21 @@ def test_contract(make_policy, name, process):
     assert any(not torch.equal(before[key], value) for key, value in flat(agent.state_dict()).items() if key in before)
     assert agent.gradient_steps > 0
     # What is deployed is what is learned, in the right shapes, and a function of observation and noise alone.
-    deployed, obs = agent.deploy(), torch.randn(5, 3)
-    noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
+    deployed, obs = agent.deploy(), torch.randn(32, 3)
+    noise = deployed.sample_noise(32, torch.Generator().manual_seed(0))
     actions = deployed(obs, noise)
-    assert actions.shape[::2] == (5, 2)
+    assert actions.shape[::2] == (32, 2)
     assert actions.shape[1] >= deployed.execute == 2
     assert torch.equal(actions, deployed(obs, noise))
     # A copy that is given the state goes on in the same way.
     torch.manual_seed(1)
     copy = build(make_policy, name, process)
     copy.load_state_dict(agent.state_dict())
-    torch.testing.assert_close(copy.deploy()(obs, noise), actions, rtol=0, atol=0)
+    assert torch.equal(copy.deploy()(obs, noise), actions)
+    assert torch.equal(copy.deploy().correct(obs, actions[:, 0]), deployed.correct(obs, actions[:, 0]))
     ours, theirs = agent.act(obs, explore=True), copy.act(obs, explore=True)
     assert torch.equal(ours[0], theirs[0])
-    assert ours[0].shape == (5, 2, 2)
+    assert ours[0].shape == (32, agent.chunk, 2)
     assert ours[1].keys() == theirs[1].keys()
 
 

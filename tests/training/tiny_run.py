@@ -21,6 +21,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "dsrl-sac": {"_target_": "diffpolicy_rl.agents.dsrl.DSRL", "variant": "sac", "deploy_stochastic": True} | SOFT,
     "expo": {"_target_": "diffpolicy_rl.agents.expo.EXPO", "actor_every": 2} | SOFT,
     "pa_rl": {"_target_": "diffpolicy_rl.agents.pa_rl.PARL", "steps": 3, "value_range": [-10, 400]} | REPLAY,
+    "residual_sac": {"_target_": "diffpolicy_rl.agents.residual_sac.ResidualSAC", "critics": 2} | SOFT,
+    "resip": {"_target_": "diffpolicy_rl.agents.resip.ResiP", "hidden": [8]} | PPO,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
