@@ -16,8 +16,8 @@ from diffpolicy_rl.errors import require_positive
 _SIDE = 0.02  # width of the peg, m
 _TOP = 0.04  # height of the block, m
 _OUTER = 0.04  # half the width of the block, m
-_START = ((-0.06, 0.06), (-0.06, 0.06), (0.08, 0.12), (-0.5, 0.5))
-_HOLE = ((-0.04, 0.04), (-0.04, 0.04), (-0.5, 0.5))
+_START = ((-0.12, 0.12), (-0.12, 0.12), (0.08, 0.14), (-0.7, 0.7))
+_HOLE = ((-0.1, 0.1), (-0.1, 0.1), (-0.7, 0.7))
 
 # The block's joints are its pose, which a model could not change from episode to episode; their armature and damping
 # hold it to less than a nanometre. Forces are limited, so that a jammed peg presses instead of breaking through.
@@ -56,8 +56,8 @@ _MODEL = """
     </body>
   </worldbody>
   <actuator>
-    <position joint="x" kp="1000" kv="63" ctrlrange="-0.08 0.08" forcerange="-20 20"/>
-    <position joint="y" kp="1000" kv="63" ctrlrange="-0.08 0.08" forcerange="-20 20"/>
+    <position joint="x" kp="1000" kv="63" ctrlrange="-0.16 0.16" forcerange="-20 20"/>
+    <position joint="y" kp="1000" kv="63" ctrlrange="-0.16 0.16" forcerange="-20 20"/>
     <position joint="z" kp="1000" kv="63" ctrlrange="0 0.15" forcerange="-20 20"/>
     <position joint="yaw" kp="10" kv="0.63" ctrlrange="-0.8 0.8" forcerange="-1 1"/>
   </actuator>
@@ -67,14 +67,14 @@ _MODEL = """
 
 @dataclass
 class PegInsertion(Task):
-    """A gripper holds a square peg, 20 mm wide, above a block with a square hole: O = 14, D = 4.
+    """A gripper holds a square peg, 20 mm wide, above a block with a square hole: O = 11, D = 4.
 
     Actions are the pose the gripper is drawn to: x, y and height of the peg's tip, m, and yaw, rad, by springs with
     limited force. Block and gripper start anywhere in their ranges. Reward is 1 in the step that puts the tip
     ``depth`` below the block's top inside the hole, which ends the episode, and 0 in all others.
 
-    Observations are the tip's pose x, y, z, yaw (m, rad), its velocity (m/s, rad/s), the hole's pose x, y, yaw (m,
-    rad), and where the tip is as seen from the hole: x and y along the hole's sides, and yaw (m, rad).
+    Observations are the tip's pose x, y, z, yaw (m, rad), its velocity (m/s, rad/s), and the hole's pose x, y, yaw
+    (m, rad).
 
     Attributes:
         clearance: width of the hole minus width of the peg, m.
@@ -101,11 +101,11 @@ class PegInsertion(Task):
     @property
     def obs_dim(self) -> int:
         """O."""
-        return 14
+        return 11
 
     def observe(self, physics: Physics) -> Tensor:
         """Observation (..., O), as the class describes it."""
-        return torch.cat([physics.qpos[..., :4], physics.qvel[..., :4], physics.qpos[..., 4:], _offset(physics)], -1)
+        return torch.cat([physics.qpos[..., :4], physics.qvel[..., :4], physics.qpos[..., 4:]], dim=-1)
 
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
         """1 where the peg is in, else 0, (...,)."""
