@@ -104,7 +104,7 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     (run,) = compose([f"env={env_id}"], sweep=False)
     env = make_env(run.env.id, num_envs=num_envs, seed=seed, **run.env.options)
     if config.expert in SCRIPTED:
-        return env, SCRIPTED[config.expert](env.spec_id)
+        return env, SCRIPTED[config.expert](env.spec_id, config.stochastic)
     space = env.single_action_space
     obs_dim = env.single_observation_space.shape[-1]
     return env, load_expert(fetch_expert(config.expert), obs_dim, space, config.stochastic)

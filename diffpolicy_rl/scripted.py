@@ -11,7 +11,7 @@ from diffpolicy_rl.types import DeployedPolicy, Obs
 _TOP = 0.04  # height of the block, m
 _HOVER = 0.012  # gap between tip and block at which the peg is aligned, m
 _CLOSE, _LOOSE = (0.0005, 0.025), (0.0015, 0.06)  # errors, m and rad, at which a careful and a hasty hand push down
-_LEAD = (0.008, 0.008, 0.004, 0.03)  # how far ahead of the gripper its goal runs, m and rad
+_LEAD = (0.01, 0.01, 0.004, 0.03)  # how far ahead of the gripper its goal runs, m and rad
 _JITTER = (0.0005, 0.0005, 0.0008, 0.008)  # std of each goal, m and rad
 
 
@@ -20,22 +20,26 @@ class PegInsertionExpert(DeployedPolicy):
 
     It remembers nothing: how long it hesitates and how it corrects follows from what it sees and from fresh noise, of
     which one row is 4 jitters of the goal, speed, haste and hesitation.
+
+    Args:
+        env_id: the task it shall act in.
+        stochastic: tremble and hesitate; else act as if all noise were 0.
     """
 
     env_id: ClassVar[str] = "PegInsertion-v0"
     execute = 1
-    noise_shape = (7,)
 
-    def __init__(self, env_id: str) -> None:
+    def __init__(self, env_id: str, stochastic: bool) -> None:
         super().__init__()
         if env_id != self.env_id:
             raise UserError(f"this scripted expert acts in {self.env_id}, not in {env_id}; leave out env=")
+        self.noise_shape = (7,) if stochastic else None
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map observations (N, 11) and noise (N, 7) to the pose the gripper is drawn to (N, 1, 4), m and rad."""
         assert isinstance(obs, Tensor)
-        assert noise is not None
-        pose, speed, hole = obs[:, :11].split([4, 4, 3], dim=-1)
+        noise = obs.new_zeros(len(obs), 7) if noise is None else noise
+        pose, speed, hole = obs.split([4, 4, 3], dim=-1)
         offset = pose[:, [0, 1, 3]] - hole
         jitter, pace, haste, doubt = noise.split([4, 1, 1, 1], dim=-1)
         goal = torch.cat([hole[:, :2], self._height(pose, speed, offset, haste), hole[:, 2:]], dim=-1)

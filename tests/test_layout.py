@@ -56,7 +56,7 @@ LAYERS = {
     "nets": BASE | {"nets"},
     "policies": BASE | {"nets", "policies"},
     "experience": BASE | {"nets", "policies", "experience"},
-    "data": BASE | {"nets", "policies", "experience", "data"},
+    "data": BASE | {"scripted", "nets", "policies", "experience", "data"},
     "agents": BASE | {"nets", "policies", "experience", "agents"},
     "envs": {"types", "errors", "envs"},
     "experts": BASE,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.envs.tasks.base import Physics, Task
-from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 
 _SIDE = 0.02  # width of the peg, m
 _TOP = 0.04  # height of the block, m
 _OUTER = 0.04  # half the width of the block, m
 _START = ((-0.12, 0.12), (-0.12, 0.12), (0.08, 0.14), (-0.7, 0.7))
-_HOLE = ((-0.1, 0.1), (-0.1, 0.1), (-0.7, 0.7))
+_HOLE = ((-0.12, 0.12), (-0.12, 0.12), (-0.7, 0.7))
 
 # The block's joints are its pose, which a model could not change from episode to episode; their armature and damping
 # hold it to less than a nanometre. Forces are limited, so that a jammed peg presses instead of breaking through.
@@ -36,10 +36,10 @@ _MODEL = """
     <camera name="track" pos="0 -0.32 0.3" xyaxes="1 0 0 0 0.65 0.76"/>
     <geom name="table" type="plane" size="0.3 0.3 0.01" rgba="0.8 0.8 0.75 1"/>
     <body name="gripper">
-      <joint name="x" type="slide" axis="1 0 0"/>
-      <joint name="y" type="slide" axis="0 1 0"/>
-      <joint name="z" type="slide" axis="0 0 1"/>
-      <joint name="yaw" type="hinge" axis="0 0 1" armature="0.01"/>
+      <joint name="x" type="slide" axis="1 0 0" damping="63"/>
+      <joint name="y" type="slide" axis="0 1 0" damping="63"/>
+      <joint name="z" type="slide" axis="0 0 1" damping="100"/>
+      <joint name="yaw" type="hinge" axis="0 0 1" armature="0.01" damping="0.63"/>
       <geom name="peg" type="box" contype="1" pos="0 0 0.03" size="{peg} {peg} 0.03" mass="0.2" rgba="0.9 0.5 0.2 1"/>
       <geom name="palm" type="box" pos="0 0 0.085" size="0.02 0.012 0.01" mass="0.8" rgba="0.3 0.3 0.3 1"/>
       <geom class="finger" pos="0.014 0 0.06" mass="0"/>
@@ -56,10 +56,10 @@ _MODEL = """
     </body>
   </worldbody>
   <actuator>
-    <position joint="x" kp="1000" kv="63" ctrlrange="-0.16 0.16" forcerange="-20 20"/>
-    <position joint="y" kp="1000" kv="63" ctrlrange="-0.16 0.16" forcerange="-20 20"/>
-    <position joint="z" kp="1000" kv="63" ctrlrange="0 0.15" forcerange="-20 20"/>
-    <position joint="yaw" kp="10" kv="0.63" ctrlrange="-0.8 0.8" forcerange="-1 1"/>
+    <position joint="x" kp="1000" ctrlrange="-0.15 0.15" forcerange="-20 20"/>
+    <position joint="y" kp="1000" ctrlrange="-0.15 0.15" forcerange="-20 20"/>
+    <position joint="z" kp="1000" ctrlrange="0 0.15" forcerange="-10 10"/>
+    <position joint="yaw" kp="10" ctrlrange="-0.8 0.8" forcerange="-1 1"/>
   </actuator>
 </mujoco>
 """
@@ -82,13 +82,15 @@ class PegInsertion(Task):
     """
 
     frame_skip: int = 10
-    max_episode_steps: int = 150
+    max_episode_steps: int = 120
     clearance: float = 0.001
     depth: float = 0.025
 
     def __post_init__(self) -> None:
-        """Refuse a hole that the peg never fits."""
+        """Refuse what cannot be solved."""
         require_positive(clearance=self.clearance, depth=self.depth)
+        if self.depth >= _TOP:
+            raise UserError(f"depth={self.depth} is deeper than the hole, {_TOP} m")
 
     @cached_property
     def model(self) -> mujoco.MjModel:
