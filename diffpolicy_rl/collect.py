@@ -28,8 +28,8 @@ class CollectConfig:
     Attributes:
         out: the file to write.
         run: a run whose deployed policy acts.
-        expert: instead of a run: a name in the catalogue, scripted ones included, a Stable-Baselines3 SAC or TQC zip, or
-            its URL.
+        expert: instead of a run: a name in the catalogue, a scripted expert's name, a Stable-Baselines3 SAC or TQC zip,
+            or its URL.
         env: an expert's environment, an id or a name in configs/env, where the catalogue does not know it.
         episodes: how many.
         stochastic: whether an expert samples its actions, or takes their means.

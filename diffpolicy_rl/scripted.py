@@ -11,7 +11,7 @@ from diffpolicy_rl.types import DeployedPolicy, Obs
 _TOP = 0.04  # height of the block, m
 _HOVER = 0.012  # gap between tip and block at which the peg is aligned, m
 _CLOSE, _LOOSE = (0.0005, 0.025), (0.0015, 0.06)  # errors, m and rad, at which a careful and a hasty hand push down
-_LEAD = (0.01, 0.01, 0.004, 0.03)  # how far ahead of the gripper its goal runs, m and rad
+_LEAD = (0.01, 0.01, 0.005, 0.03)  # how far ahead of the gripper its goal runs, m and rad
 _JITTER = (0.0005, 0.0005, 0.0008, 0.008)  # std of each goal, m and rad
 
 
@@ -48,7 +48,7 @@ class PegInsertionExpert(DeployedPolicy):
         target = pose + (goal - pose).clamp(-lead, lead)
         # A hand at rest is slow to start, one on the move rarely stops.
         resting = speed[:, :3].norm(dim=-1, keepdim=True) < 0.01
-        waits = doubt > torch.where(resting, 0.5, 2.0)
+        waits = doubt > torch.where(resting, 0.7, 2.0)
         return torch.where(waits, pose, target).unsqueeze(1)
 
     def _height(self, pose: Tensor, speed: Tensor, offset: Tensor, haste: Tensor) -> Tensor:

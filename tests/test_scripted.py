@@ -50,7 +50,7 @@ def test_it_hesitates_longer_at_rest(expert):
         obs = seen((0.05, 0.0, 0.1, 0.3), speed=(speed, 0.0, 0.0, 0.0)).expand(2000, 11)
         action = expert(obs, expert.sample_noise(2000, generator))[:, 0]
         share.append((action == obs[:, :4]).all(dim=1).float().mean().item())
-    assert share[0] == pytest.approx(0.309, abs=0.04)  # normal tail beyond 0.5 ...
+    assert share[0] == pytest.approx(0.242, abs=0.04)  # normal tail beyond 0.7 ...
     assert share[1] == pytest.approx(0.023, abs=0.015)  # ... and beyond 2
 
 
@@ -68,7 +68,7 @@ def test_collect(tmp_path):
     assert data.returns().tolist() == [1.0] * 6
     assert data.terminals.sum() == 6
     assert (data.attributes["env_id"], data.attributes["source"]) == (PEG, "scripted-peg_insertion")
-    assert abs(data.actions[:, :2]).max() <= 0.15
+    assert abs(data.actions[:, :2]).max() <= 0.18
 
 
 def test_refusals(tmp_path):

@@ -16,8 +16,8 @@ from diffpolicy_rl.errors import UserError, require_positive
 _SIDE = 0.02  # width of the peg, m
 _TOP = 0.04  # height of the block, m
 _OUTER = 0.04  # half the width of the block, m
-_START = ((-0.12, 0.12), (-0.12, 0.12), (0.08, 0.14), (-0.7, 0.7))
-_HOLE = ((-0.12, 0.12), (-0.12, 0.12), (-0.7, 0.7))
+_START = ((-0.15, 0.15), (-0.15, 0.15), (0.08, 0.14), (-0.7, 0.7))
+_HOLE = ((-0.15, 0.15), (-0.15, 0.15), (-0.7, 0.7))
 
 # The block's joints are its pose, which a model could not change from episode to episode; their armature and damping
 # hold it to less than a nanometre. Forces are limited, so that a jammed peg presses instead of breaking through.
@@ -33,7 +33,7 @@ _MODEL = """
   </default>
   <worldbody>
     <light pos="0.2 -0.3 1" dir="-0.2 0.3 -1"/>
-    <camera name="track" pos="0 -0.32 0.3" xyaxes="1 0 0 0 0.65 0.76"/>
+    <camera name="track" pos="0 -0.6 0.5" xyaxes="1 0 0 0 0.6 0.8"/>
     <geom name="table" type="plane" size="0.3 0.3 0.01" rgba="0.8 0.8 0.75 1"/>
     <body name="gripper">
       <joint name="x" type="slide" axis="1 0 0" damping="63"/>
@@ -56,8 +56,8 @@ _MODEL = """
     </body>
   </worldbody>
   <actuator>
-    <position joint="x" kp="1000" ctrlrange="-0.15 0.15" forcerange="-20 20"/>
-    <position joint="y" kp="1000" ctrlrange="-0.15 0.15" forcerange="-20 20"/>
+    <position joint="x" kp="1000" ctrlrange="-0.18 0.18" forcerange="-20 20"/>
+    <position joint="y" kp="1000" ctrlrange="-0.18 0.18" forcerange="-20 20"/>
     <position joint="z" kp="1000" ctrlrange="0 0.15" forcerange="-10 10"/>
     <position joint="yaw" kp="10" ctrlrange="-0.8 0.8" forcerange="-1 1"/>
   </actuator>
@@ -82,7 +82,7 @@ class PegInsertion(Task):
     """
 
     frame_skip: int = 10
-    max_episode_steps: int = 120
+    max_episode_steps: int = 100
     clearance: float = 0.001
     depth: float = 0.025
 

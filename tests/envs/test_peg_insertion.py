@@ -123,7 +123,7 @@ def test_chunks_equal_single_steps():
     obs, _ = whole.reset(seed=3)
     single.reset(seed=3)
     down = torch.cat([obs[:, 8:10], obs[:, :1] * 0, obs[:, 10:]], dim=1)
-    for index in range(15):
+    for _ in range(25):
         obs, _, terminated, _, info = whole.step(down[:, None].expand(8, 4, 4))
         alive = torch.ones(8, dtype=torch.bool)
         for step in range(4):
@@ -134,14 +134,13 @@ def test_chunks_equal_single_steps():
         assert torch.equal(info["final_obs"][alive], one["final_obs"][alive])
         if terminated.any():
             break
-    assert index > 2
     assert terminated.any()
 
 
 def test_where_episodes_start():
     env = make_env(ENV, num_envs=500, dtype=torch.float64)
     obs, _ = env.reset(seed=0)
-    bounds = {0: 0.12, 1: 0.12, 3: 0.7, 8: 0.12, 9: 0.12, 10: 0.7}
+    bounds = {0: 0.15, 1: 0.15, 3: 0.7, 8: 0.15, 9: 0.15, 10: 0.7}
     for entry, bound in bounds.items():
         assert 0.95 * bound < obs[:, entry].abs().max() <= bound
         assert obs[:, entry].mean().abs() < 0.15 * bound
@@ -174,7 +173,7 @@ def test_other_tasks_report_no_success():
 def test_refusals():
     with pytest.raises(UserError, match="clearance=0 must be above 0"):
         make_env(ENV, clearance=0)
-    with pytest.raises(UserError, match="depth=0.05 is deeper than the hole, 0.04 m"):
+    with pytest.raises(UserError, match=r"depth=0.05 is deeper than the hole, 0.04 m"):
         make_env(ENV, depth=0.05)
     with pytest.raises(UserError, match="no setting 'clearence'; did you mean 'clearance'"):
         make_env(ENV, clearence=0.002)
