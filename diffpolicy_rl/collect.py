@@ -28,7 +28,8 @@ class CollectConfig:
     Attributes:
         out: the file to write.
         run: a run whose deployed policy acts.
-        expert: instead of a run: a name in the catalogue, a Stable-Baselines3 SAC or TQC zip, or its URL.
+        expert: instead of a run: a name in the catalogue, a scripted expert's name, a Stable-Baselines3 SAC or TQC zip,
+            or its URL.
         env: an expert's environment, an id or a name in configs/env, where the catalogue does not know it.
         episodes: how many.
         stochastic: whether an expert samples its actions, or takes their means.
@@ -84,6 +85,7 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
     from diffpolicy_rl.data.catalog import EXPERTS, fetch_expert
     from diffpolicy_rl.envs.make import make_env
     from diffpolicy_rl.experts import load_expert
+    from diffpolicy_rl.scripted import SCRIPTED
     from diffpolicy_rl.training.compose import compose
     from diffpolicy_rl.training.run import load, read_config
 
@@ -95,11 +97,14 @@ def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":
         env: Any = make_env(task.id, num_envs=num_envs, seed=seed, history=task.history, **task.options)
         return env, load(config.run, config.which, config.trust)
     assert config.expert is not None
-    env_id = config.env or (EXPERTS[config.expert].env_id if config.expert in EXPERTS else None)
+    known = EXPERTS | SCRIPTED
+    env_id = config.env or (known[config.expert].env_id if config.expert in known else None)
     if env_id is None:
         raise UserError("env=<id> must say which environment the expert is for")
     (run,) = compose([f"env={env_id}"], sweep=False)
     env = make_env(run.env.id, num_envs=num_envs, seed=seed, **run.env.options)
+    if config.expert in SCRIPTED:
+        return env, SCRIPTED[config.expert](env.spec_id, config.stochastic)
     space = env.single_action_space
     obs_dim = env.single_observation_space.shape[-1]
     return env, load_expert(fetch_expert(config.expert), obs_dim, space, config.stochastic)

@@ -77,8 +77,10 @@ class BatchEnv(ChunkedVecEnv):
         before, after = (Physics(*(x[:, part] for x in self._path)) for part in (slice(-1), slice(1, None)))
         ran = torch.arange(self.chunk) < executed[:, None]
         rewards = self.task.reward(before, after, action).masked_fill(~ran, 0.0)
+        won = self.task.success(after)
+        info = {} if won is None else {"success": (won & ran).any(dim=1)}
         first_obs = self._restart(terminated | truncated)
-        return ChunkResult(self.task.observe(after), rewards, executed, terminated, truncated, first_obs)
+        return ChunkResult(self.task.observe(after), rewards, executed, terminated, truncated, first_obs, info)
 
     def _run_physics(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Record the path of the chunk; return executed, terminated and truncated, (N,) each."""

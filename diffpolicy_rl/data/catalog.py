@@ -79,7 +79,10 @@ def fetch_expert(expert: str) -> Path:
     if "://" in expert:
         place = hashlib.sha256(expert.encode()).hexdigest()[:12]  # two places may use the same file name
         return _download(expert, f"{place}-{expert.rsplit('/', 1)[-1]}", None)
-    raise UserError(f"there is no expert {expert!r}, nor a file of that name; {did_you_mean(expert, EXPERTS)}")
+    from diffpolicy_rl.scripted import SCRIPTED  # here, because it brings torch
+
+    known = {*EXPERTS, *SCRIPTED}
+    raise UserError(f"there is no expert {expert!r}, nor a file of that name; {did_you_mean(expert, known)}")
 
 
 def _download(url: str, name: str, sha256: str | None) -> Path:

@@ -4,6 +4,7 @@ from diffpolicy_rl.envs.tasks.ant import Ant
 from diffpolicy_rl.envs.tasks.base import Physics, Task
 from diffpolicy_rl.envs.tasks.half_cheetah import HalfCheetah
 from diffpolicy_rl.envs.tasks.hopper import Hopper
+from diffpolicy_rl.envs.tasks.peg_insertion import PegInsertion
 from diffpolicy_rl.envs.tasks.swimmer import Swimmer
 from diffpolicy_rl.envs.tasks.walker2d import Walker2d
 
@@ -13,6 +14,7 @@ TASKS: dict[str, type[Task]] = {
     "HalfCheetah-v5": HalfCheetah,
     "Swimmer-v5": Swimmer,
     "Ant-v5": Ant,
+    "PegInsertion-v0": PegInsertion,
 }
 
 __all__ = ["TASKS", "Physics", "Task"]

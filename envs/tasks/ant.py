@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.envs.tasks.base import FallingTask, Physics
+from diffpolicy_rl.envs.tasks.base import Physics
+from diffpolicy_rl.envs.tasks.locomotion import FallingTask
 
 
 @dataclass

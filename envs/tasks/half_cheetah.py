@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diffpolicy_rl.envs.tasks.base import Task
+from diffpolicy_rl.envs.tasks.locomotion import Locomotion
 
 
 @dataclass
-class HalfCheetah(Task):
+class HalfCheetah(Locomotion):
     """Gymnasium's HalfCheetah-v5: O = 17, D = 6; it starts with normal velocity noise, as Ant does."""
 
     ctrl_cost_weight: float = 0.1

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.envs.tasks.base import Physics, UprightTask, within
+from diffpolicy_rl.envs.tasks.base import Physics
+from diffpolicy_rl.envs.tasks.locomotion import UprightTask, within
 
 
 @dataclass

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffpolicy_rl.envs.tasks.base import Task
+from diffpolicy_rl.envs.tasks.locomotion import Locomotion
 
 
 @dataclass
-class Swimmer(Task):
+class Swimmer(Locomotion):
     """Gymnasium's Swimmer-v5: O = 8, D = 2; both plane coordinates are hidden."""
 
     ctrl_cost_weight: float = 1e-4

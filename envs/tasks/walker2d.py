@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffpolicy_rl.envs.tasks.base import UprightTask
+from diffpolicy_rl.envs.tasks.locomotion import UprightTask
 
 
 @dataclass

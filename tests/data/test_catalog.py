@@ -10,6 +10,7 @@ from diffpolicy_rl.data import catalog
 from diffpolicy_rl.data.catalog import EXPERTS, Expert, fetch_expert, resolve
 from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.scripted import SCRIPTED
 
 CONTENT = b"weights" * 1000
 
@@ -139,7 +140,8 @@ def test_resolve(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "megabytes", "episodes", "worst"), [("hopper", 1, 40, 1000), ("halfcheetah", 2, 20, 8000)]
+    ("name", "megabytes", "episodes", "worst"),
+    [("hopper", 1, 40, 1000), ("halfcheetah", 2, 20, 8000), ("peg_insertion", 0.5, 100, 0.99)],
 )
 def test_packaged_demonstrations(name, megabytes, episodes, worst):
     path = resolve(name)
@@ -147,11 +149,12 @@ def test_packaged_demonstrations(name, megabytes, episodes, worst):
     data = read(path)
     assert len(data.returns()) == episodes == data.attributes["episodes"]
     assert data.returns().min() > worst
+    experts = EXPERTS | SCRIPTED
     assert data.attributes["return_mean"] == pytest.approx(data.returns().mean())
-    assert data.attributes["source"] in EXPERTS
-    assert data.attributes["env_id"] == EXPERTS[data.attributes["source"]].env_id
+    assert data.attributes["source"] in experts
+    assert data.attributes["env_id"] == experts[data.attributes["source"]].env_id
     assert {"seed", "command", "mujoco", "gymnasium", "format_version"} <= set(data.attributes)
-    assert abs(data.actions).max() <= 1.0
+    assert abs(data.actions).max() <= 1.0  # also in m and rad
 
 
 def test_info(capsys):

@@ -155,8 +155,9 @@ def test_a_row_depends_on_seed_and_row_alone():
     assert len(first.unique(dim=0)) == 4
 
 
-def test_threads_do_not_matter():
-    results = [play(make_env("Walker2d-v5", num_envs=5, threads=t), actions(30, 5, 6).unsqueeze(2)) for t in (1, 2)]
+@pytest.mark.parametrize(("env_id", "dim"), [("Walker2d-v5", 6), ("PegInsertion-v0", 4)])
+def test_threads_do_not_matter(env_id, dim):
+    results = [play(make_env(env_id, num_envs=5, threads=t), actions(30, 5, dim).unsqueeze(2)) for t in (1, 2)]
     for a, b in zip(*results, strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])

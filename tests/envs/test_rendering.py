@@ -14,9 +14,11 @@ from diffpolicy_rl import make_env
 from diffpolicy_rl.errors import UserError
 
 
-@pytest.mark.parametrize("backend", ["batch", "gymnasium"])
-def test_frames_show_the_first_row(backend):
-    env = make_env("Hopper-v5", num_envs=2, backend=backend, render=True)
+@pytest.mark.parametrize(
+    ("env_id", "backend"), [("Hopper-v5", "batch"), ("Hopper-v5", "gymnasium"), ("PegInsertion-v0", "batch")]
+)
+def test_frames_show_the_first_row(env_id, backend):
+    env = make_env(env_id, num_envs=2, backend=backend, render=True)
     env.reset(seed=0)
     try:
         frame = env.render()
