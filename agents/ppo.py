@@ -28,7 +28,7 @@ class GaussianPPOConfig(PPOConfig):
     """
 
     gamma: float = 0.99
-    epochs: int = 5
+    epochs: int = 4
     minibatch: int = 250
     lr: float = 3e-4
     final_lr: float = 0.0
