@@ -70,7 +70,6 @@ class BaseAgent(Stateful):
     """
 
     per_step: ClassVar[bool] = False
-    wants_demonstrations: bool = False
     _parts = ("policy", "generator")
     _counters = ("updates", "gradient_steps")
     policy: GenerativePolicy

@@ -160,7 +160,6 @@ class ReplayAgent(BaseAgent):
         super().__init__(policy, iterations, seed)
         self.config = config
         self.made = self.critic_steps = self.online_steps = 0
-        self.wants_demonstrations = config.mixing != "none"
         if self.per_step:
             self.chunk = 1
 

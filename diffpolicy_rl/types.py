@@ -159,7 +159,6 @@ class Agent(Protocol):
     Attributes:
         data: what ``update`` is given online: a rollout that every iteration overwrites, or all experience so far.
         per_step: whether the agent decides in every env step, so that chunk is 1 although its policy's is not.
-        wants_demonstrations: whether what it learns from online shall hold the run's demonstrations too.
         phases: the phases a run of this agent goes through, in order, out of ``bc``, ``offline`` and ``online``.
         chunk: A, the number of actions the agent wants executed per decision.
         policy: the policy as it stands; the next phase starts from it.
@@ -169,7 +168,6 @@ class Agent(Protocol):
     data: ClassVar[Literal["rollout", "replay"]]
     phases: ClassVar[tuple[str, ...]]
     per_step: ClassVar[bool]
-    wants_demonstrations: bool
     chunk: int
     policy: Any
     gradient_steps: int

@@ -93,9 +93,10 @@ def phases_of(config: TrainConfig) -> tuple[str, ...]:
 def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:
     """The run's demonstrations, actions normalised; they fit the policy's normalisers, unless others did before."""
     if config.data.path is None:
+        other = "set agent.mixing=none if the agent can do without" if config.base else "start from base=<run>"
         raise UserError(
             f"env={spec.env_id} has no packaged demonstrations; "
-            "give data=<file>, make one with diffpolicy_rl.collect, or start from base=<run>"
+            f"give data=<file>, make one with diffpolicy_rl.collect, or {other}"
         )
     transitions = read(resolve_data(config.data.path))
     episodes, history = config.data.episodes, config.env.history

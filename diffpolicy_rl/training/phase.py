@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import RolloutBuffer
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.policy import GenerativePolicy
@@ -58,28 +57,22 @@ class Phase:
             "online": (budget.env_steps // (budget.decisions * env.num_envs * env.chunk), budget.eval_every),
         }[name]
         self.iterations = max(self.iterations, 1)
-        self.agent = agent or build_agent(component, policy, self.iterations, config.seed)
-        if name == "bc":
-            self.experience: Any = build_dataset(config, spec, policy)
-            return
-        rollout = self.agent.data == "rollout"
-        self.experience = RolloutBuffer(budget.decisions) if rollout else self._replay(config, spec, policy)
-        if name == "online":
-            written = self.experience if rollout else self.experience.online
-            self.rollout = Rollout(env, config.seed, budget.decisions, written)
+        # Agents copy the policy: its normalisers must be fitted before there is one.
+        cloning, shown = name == "bc", component.get("mixing", "none") != "none"
+        dataset = build_dataset(config, spec, policy) if cloning or shown else None
         if not policy.action_normalizer.fitted:  # from scratch, without demonstrations
             policy.action_normalizer.fit_box(env.single_action_space)
-
-    def _replay(self, config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> Experience:
-        buffer = ReplayBuffer(config.budget.replay, policy.device)
-        if not self.agent.wants_demonstrations:
-            return Experience(buffer)
-        if config.data.path is None:
-            raise UserError(
-                f"{config.agent['_target_']} learns from demonstrations too, and {spec.env_id} has no packaged ones; "
-                "give data=<file>, or set agent.mixing=none if the agent can do without"
-            )
-        return Experience(buffer, build_dataset(config, spec, policy).decisions(self.agent.chunk))
+        self.agent = agent or build_agent(component, policy, self.iterations, config.seed)
+        if cloning:
+            self.experience: Any = dataset
+        elif self.agent.data == "rollout":
+            self.experience = RolloutBuffer(budget.decisions)
+        else:
+            demonstrations = None if dataset is None else dataset.decisions(self.agent.chunk)
+            self.experience = Experience(ReplayBuffer(budget.replay, policy.device), demonstrations)
+        if name == "online":
+            written = self.experience.online if self.agent.data == "replay" else self.experience
+            self.rollout = Rollout(env, config.seed, budget.decisions, written)
 
     @property
     def done(self) -> bool:

@@ -245,7 +245,6 @@ def test_learns_from_demonstrations_that_hold_no_noise(make_policy):
     agent, shown = build(make_policy, mixing="half"), ReplayBuffer(64)
     online = ReplayBuffer(1000)
     live(build(make_policy), Experience(shown), near(0.5), decisions=2)
-    assert agent.wants_demonstrations
     for _ in range(2):
         live(agent, Experience(online), near(0.5))
         metrics = agent.update(Experience(online, shown))
