@@ -36,7 +36,7 @@ def compare(threads: int, repeats: int) -> Figures:
         agent, textbook, experience = make_sides()
         ours, theirs = lambda: our_update(agent, experience), lambda: textbook.update(experience)
         figures = against_textbook(ours, theirs, repeats)
-        return figures | gemm_floor(ours, figures["ours_ms"], 8 * 256, "fp32")
+        return figures | gemm_floor(ours, 8 * 256, "fp32")
 
 
 def make_sides(width: int = 512, critic_width: int = 256) -> tuple[EXPO, "TextbookEXPO", Experience]:

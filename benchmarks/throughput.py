@@ -134,12 +134,10 @@ def sample(config: ThroughputConfig) -> dict[str, Figures]:
             return agent.policy.sample(obs, noise)
 
     def measured(ours: Callable[[], object], theirs: Callable[[], object]) -> Figures:
-        with fixed_weights(agent.policy):
-            figures = against_textbook(ours, theirs, config.turns, calls=30)
-        # The counter of arithmetic does not know the products of fixed weights.
-        return figures | gemm_floor(ours, figures["ours_ms"], len(obs), config.precision)
+        figures = against_textbook(ours, theirs, config.turns, calls=30)
+        return figures | gemm_floor(ours, len(obs), config.precision, turns=30 * config.turns)
 
-    with torch_threads(1), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode(), fixed_weights(agent.policy):
         check_equal_samples(agent, textbook, obs)
         return {
             "chain": measured(chain, lambda: textbook.sample_chain(obs, torch.randn(shape))),
@@ -163,7 +161,7 @@ def update(config: ThroughputConfig) -> Figures:
         check_equal_gradients(agent, textbook, {name: field[:500] for name, field in prepared.items()})
         agent.config = ours
         figures = against_textbook(lambda: agent.update(buffer), lambda: textbook.update(prepared), config.turns)
-        return figures | gemm_floor(lambda: agent.update(buffer), figures["ours_ms"], config.batch, config.precision)
+        return figures | gemm_floor(lambda: agent.update(buffer), config.batch, config.precision)
 
 
 def end_to_end(config: ThroughputConfig) -> Figures:

@@ -8,6 +8,7 @@ import torch
 from benchmarks import env_stepping, throughput
 from benchmarks.measure import against_textbook, gemm_floor, take_turns, with_plain_fp32
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.linear import Linear, fixed_weights
 
 SMALL = ["num_envs=4", "decisions=4", "batch=8", "epochs=1", "threads=1", "turns=1", "seconds=0.2"]
 SIDES = {"ours_ms", "textbook_ms", "textbook_same_gemm_ms", "textbook/ours", "textbook_same_gemm/ours"}
@@ -76,10 +77,23 @@ def test_dppo_is_measured_too(precision, tmp_path):
 
 def test_floor_is_the_time_of_the_products():
     a, b = torch.randn(400, 512), torch.randn(512, 512)
-    counted = gemm_floor(lambda: [a @ b for _ in range(10)], ours_ms=1.0, rows=400, precision="fp32")
-    twice = gemm_floor(lambda: [a @ b for _ in range(20)], ours_ms=1.0, rows=400, precision="fp32")
-    assert twice["gemm_floor_ms"] / counted["gemm_floor_ms"] == pytest.approx(2, rel=0.5)
-    assert counted["ours/gemm_floor"] == 1 / counted["gemm_floor_ms"]
+    once = gemm_floor(lambda: [a @ b for _ in range(10)], rows=400, precision="fp32", turns=9)
+    twice = gemm_floor(lambda: [a @ b for _ in range(20)], rows=400, precision="fp32", turns=9)
+    assert twice["gemm_floor_ms"] / once["gemm_floor_ms"] == pytest.approx(2, rel=0.5)
+    assert once["ours/gemm_floor"] == pytest.approx(1, rel=0.5)
+
+
+@torch.no_grad()
+def test_products_with_fixed_weights_are_counted():
+    layer, x = Linear(512, 512), torch.randn(400, 512)
+
+    def products():
+        return [layer(x, x) for _ in range(5)] + [layer(x) for _ in range(5)]
+
+    plain = gemm_floor(products, rows=400, precision="fp32", turns=9)
+    with fixed_weights(layer):
+        fixed = gemm_floor(products, rows=400, precision="fp32", turns=9)
+    assert fixed["gemm_floor_ms"] == pytest.approx(plain["gemm_floor_ms"], rel=0.5)
 
 
 def test_env_steps_are_counted_alike_on_both_sides():
