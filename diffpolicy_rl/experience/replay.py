@@ -119,6 +119,10 @@ class ReplayBuffer:
             self._fields["successor"][self._latest[going_on]] = rows[going_on]
         self._latest = rows.masked_fill((terminated | truncated).to(self.device), _NONE)
 
+    def cut(self) -> None:
+        """Let nothing that is stored next follow what is there, because the envs have started new episodes."""
+        self._latest = self._latest.new_full(self._latest.shape, _NONE)
+
     def append(self, fields: dict[str, Tensor]) -> Tensor:
         """Write rows (n, ...) by name behind the newest; returns where they lie (n,)."""
         count = len(fields["obs"])

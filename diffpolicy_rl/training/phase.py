@@ -121,9 +121,15 @@ class Phase:
         """Continue bit for bit where ``state_dict`` was taken."""
         self.iteration = state["iteration"]
         self.agent.load_state_dict(state["agent"])
+        if isinstance(self.experience, Experience):
+            self.experience.online.load_state_dict(state["replay"])
         if self.rollout is not None:
             self.rollout.load_state_dict(state["rollout"])
             if self.rollout.env.restarted_on_load:
-                self.agent.reset(torch.ones(self.rollout.env.num_envs, dtype=torch.bool))
+                self._forget_episodes(self.rollout.env.num_envs)
+
+    def _forget_episodes(self, num_envs: int) -> None:
+        """The envs have started new ones: nothing goes on from what was."""
+        self.agent.reset(torch.ones(num_envs, dtype=torch.bool))
         if isinstance(self.experience, Experience):
-            self.experience.online.load_state_dict(state["replay"])
+            self.experience.online.cut()

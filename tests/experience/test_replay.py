@@ -81,6 +81,15 @@ def test_a_copy_that_is_given_the_state_goes_on_in_the_same_way():
     assert torch.equal(buffer._latest, copy._latest)
 
 
+def test_nothing_follows_a_cut():
+    buffer = ReplayBuffer(100)
+    buffer.add(**decision(0))
+    buffer.cut()
+    buffer.add(**decision(1))
+    buffer.add(**decision(2))
+    assert buffer.decisions(torch.arange(6), GAMMA).followed.tolist() == [False, False, True, True, False, False]
+
+
 def test_mixing_takes_its_share_from_demonstrations():
     online, shown = ReplayBuffer(1000), ReplayBuffer(1000)
     for _ in range(30):
