@@ -86,6 +86,8 @@ def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict
 
 def describe(result: dict[str, Any]) -> str:
     """One line about an evaluation."""
-    text = f"return {result['mean']:.1f}, 95 % CI [{result['ci_low']:.1f}, {result['ci_high']:.1f}]"
+    digits = 1 if abs(result["mean"]) >= 10 else 3  # sparse rewards sum up to 0 or 1
+    low, mean, high = (f"{result[name]:.{digits}f}" for name in ("ci_low", "mean", "ci_high"))
+    text = f"return {mean}, 95 % CI [{low}, {high}]"
     success = f", success {result['success']:.1%}" if "success" in result else ""
     return f"{text}{success}, {result['episodes']} episodes"

@@ -151,7 +151,10 @@ class Trainer:
         """Evaluate into the record; returns the names to save the agent under."""
         result = self._play(self.phase.agent.deploy(), self.config.budget.eval_episodes, self.config.seed + _EVAL_SEEDS)
         record |= {f"eval/{key}": result[key] for key in _LOGGED if key in result}
-        self.last_evaluation = f"evaluated {result['mean']:.0f} ± {result['ci_high'] - result['mean']:.0f}"
+        score = f"{result['mean']:.4g} ± {result['ci_high'] - result['mean']:.2g}"
+        self.last_evaluation = f"evaluated {score}" + (
+            f", success {result['success']:.0%}" if "success" in result else ""
+        )
         names, selected = ["last"], self.results.get("selected")
         if selected is None or result["mean"] > selected["mean"]:
             self.results["selected"] = {"mean": result["mean"], "iteration": self.iteration}
@@ -238,5 +241,5 @@ class Trainer:
         """What to show beside the progress bar."""
         if "bc/loss" in record:
             return f"loss {record['bc/loss']:.4f}  {self.last_evaluation}"
-        exploring = f"exploring {record['rollout/return']:.0f}" if "rollout/return" in record else ""
+        exploring = f"exploring {record['rollout/return']:.4g}" if "rollout/return" in record else ""
         return f"{record['env_steps']:,} env steps  {exploring}  {self.last_evaluation}"
