@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.policies.policy import GenerativePolicy
-from diffpolicy_rl.types import DeployedPolicy, State
+from diffpolicy_rl.types import DeployedPolicy, Obs, State
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -78,6 +78,12 @@ class BaseAgent(Stateful):
         self.policy, self.chunk, self.iterations = policy, policy.execute, max(iterations, 1)
         self.updates = self.gradient_steps = 0
         self.generator = torch.Generator().manual_seed(seed)
+
+    def _deployed_action(self, obs: Obs) -> Tensor:
+        """What the deployed policy does (N, A, D), in env units, its noise from the agent's own stream."""
+        deployed = self.deploy()
+        noise = deployed.sample_noise(len(obs), self.generator)
+        return deployed(obs, None if noise is None else noise.to(self.policy.device))[:, : self.chunk]
 
     def reset(self, done: Tensor) -> None:
         """Chunk policies hold nothing per env."""

@@ -146,9 +146,7 @@ class ChainPPO(BaseAgent):
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """Draw a chain (explore) or the deployed sample; actions (N, A, D) in env units."""
         if not explore:
-            deployed = self.deploy()
-            noise = deployed.sample_noise(len(obs), self.generator)
-            return deployed(obs, None if noise is None else noise.to(self.policy.device))[:, : self.chunk], {}
+            return self._deployed_action(obs), {}
         with self._precision():
             chain, log_prob = self.policy.sample_chain(obs, generator=self.generator)
         extras = {

@@ -167,9 +167,7 @@ class ReplayAgent(BaseAgent):
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """Actions (N, A, D) in env units, and beside them normalised ones and what else the update needs."""
         if not explore:
-            deployed = self.deploy()
-            noise = deployed.sample_noise(len(obs), self.generator)
-            return deployed(obs, None if noise is None else noise.to(self.policy.device))[:, : self.chunk], {}
+            return self._deployed_action(obs), {}
         action, extras = self._first_decision(obs) if self.made < self.config.prefill else self._decision(obs)
         self.made += len(action)
         return self.policy.action_normalizer.inverse(action), {"action": action, **extras}
