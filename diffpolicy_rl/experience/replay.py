@@ -52,11 +52,6 @@ class Decisions:
         """B."""
         return len(self.obs)
 
-    def split(self, parts: int) -> "list[Decisions]":
-        """Equal parts, in order."""
-        size = len(self) // parts
-        return [_each(lambda part, i=index: part[i * size : (i + 1) * size], self) for index in range(parts)]
-
 
 class ReplayBuffer:
     """A ring of decisions, preallocated on first use.
@@ -266,7 +261,7 @@ class Experience:
 
 
 def _each(function: Callable[..., Tensor], *batches: Decisions) -> Decisions:
-    """Apply to every tensor of one or several batches; extras that only some of them have are left out."""
+    """Apply to every tensor of several batches; extras that only some of them have are left out."""
 
     def apply(values: list[Any]) -> Any:
         if not isinstance(values[0], dict):

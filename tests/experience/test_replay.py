@@ -113,12 +113,6 @@ def test_mixing_takes_its_share_from_demonstrations():
     assert (empty.sample(8, "half", GAMMA, generator).extras["w"].abs() == 2).all()
 
 
-def test_parts_of_a_batch_are_in_order():
-    first, second = filled().decisions(torch.arange(8), GAMMA).split(2)
-    assert first.obs[:, 0].tolist() == [0, 100, 1, 101]
-    assert second.extras["w"].tolist() == [2, -2, 3, -3]
-
-
 def test_more_than_the_ring_holds_is_refused():
     with pytest.raises(UserError, match="capacity=3 is less than the 4 decisions"):
         ReplayBuffer(3).append({"obs": torch.zeros(4, 1)})
