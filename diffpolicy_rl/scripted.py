@@ -39,10 +39,10 @@ class PegInsertionExpert(DeployedPolicy):
         """Map observations (N, 11) and noise (N, 7) to the pose the gripper is drawn to (N, 1, 4), m and rad."""
         assert isinstance(obs, Tensor)
         noise = obs.new_zeros(len(obs), 7) if noise is None else noise
-        pose, speed, hole = obs.split([4, 4, 3], dim=-1)
-        offset = pose[:, [0, 1, 3]] - hole
+        pose, speed, to_hole = obs.split([4, 4, 3], dim=-1)
+        hole = pose[:, [0, 1, 3]] + to_hole
         jitter, pace, haste, doubt = noise.split([4, 1, 1, 1], dim=-1)
-        goal = torch.cat([hole[:, :2], self._height(pose, speed, offset, haste), hole[:, 2:]], dim=-1)
+        goal = torch.cat([hole[:, :2], self._height(pose, speed, to_hole, haste), hole[:, 2:]], dim=-1)
         goal = goal + obs.new_tensor(_JITTER) * jitter
         lead = obs.new_tensor(_LEAD) * (0.4 * pace).exp()
         target = pose + (goal - pose).clamp(-lead, lead)
@@ -51,10 +51,10 @@ class PegInsertionExpert(DeployedPolicy):
         waits = doubt > torch.where(resting, 0.7, 2.0)
         return torch.where(waits, pose, target).unsqueeze(1)
 
-    def _height(self, pose: Tensor, speed: Tensor, offset: Tensor, haste: Tensor) -> Tensor:
+    def _height(self, pose: Tensor, speed: Tensor, to_hole: Tensor, haste: Tensor) -> Tensor:
         """Where the tip shall go, (N, 1) m: down when aligned or inside, up when it jams, else to the hover height."""
         gap = pose[:, 2:3] - _TOP
-        lateral, yaw = offset[:, :2].norm(dim=-1, keepdim=True), offset[:, 2:].abs()
+        lateral, yaw = to_hole[:, :2].norm(dim=-1, keepdim=True), to_hole[:, 2:].abs()
         aligned = (lateral < _CLOSE[0]) & (yaw < _CLOSE[1])
         hasty = (lateral < _LOOSE[0]) & (yaw < _LOOSE[1]) & (haste > 1.5)
         inside = gap < -0.001

@@ -17,7 +17,8 @@ def expert():
 
 
 def seen(pose, speed=(0.1, 0.0, 0.0, 0.0), hole=(0.0, 0.0, 0.0)):
-    return torch.tensor([[*pose, *speed, *hole]])
+    to_hole = (hole[0] - pose[0], hole[1] - pose[1], hole[2] - pose[3])
+    return torch.tensor([[*pose, *speed, *to_hole]])
 
 
 def calm(obs):

@@ -17,8 +17,8 @@ _SIDE = 0.02  # width of the peg, m
 _TOP = 0.04  # height of the block, m
 _OUTER = 0.04  # half the width of the block, m
 # Ranges of the gripper's x, y, z, yaw, and of the hole's x, y, yaw, m and rad.
-_START = ((-0.15, 0.15), (-0.15, 0.15), (0.08, 0.14), (-0.7, 0.7))
-_HOLE = ((-0.15, 0.15), (-0.15, 0.15), (-0.7, 0.7))
+_START = ((-0.06, 0.06), (-0.06, 0.06), (0.06, 0.1), (-0.5, 0.5))
+_HOLE = ((-0.06, 0.06), (-0.06, 0.06), (-0.5, 0.5))
 
 # The block's joints are its pose, which a model could not change from episode to episode; pulled with full force for a
 # whole episode, their armature and damping let it move by about a micrometre. The springs' forces are limited, and the
@@ -59,10 +59,10 @@ _MODEL = """
     </body>
   </worldbody>
   <actuator>
-    <position joint="x" kp="1000" ctrlrange="-0.18 0.18" forcerange="-20 20"/>
-    <position joint="y" kp="1000" ctrlrange="-0.18 0.18" forcerange="-20 20"/>
-    <position joint="z" kp="1000" ctrlrange="0 0.15" forcerange="-10 10"/>
-    <position joint="yaw" kp="10" ctrlrange="-0.8 0.8" forcerange="-1 1"/>
+    <position joint="x" kp="1000" ctrlrange="-0.08 0.08" forcerange="-20 20"/>
+    <position joint="y" kp="1000" ctrlrange="-0.08 0.08" forcerange="-20 20"/>
+    <position joint="z" kp="1000" ctrlrange="0 0.11" forcerange="-10 10"/>
+    <position joint="yaw" kp="10" ctrlrange="-0.6 0.6" forcerange="-1 1"/>
   </actuator>
 </mujoco>
 """
@@ -76,8 +76,8 @@ class PegInsertion(Task):
     limited force. Block and gripper start anywhere in their ranges. Reward is 1 in the step that puts the tip
     ``depth`` below the block's top inside the hole, which ends the episode, and 0 in all others.
 
-    Observations are the tip's pose x, y, z, yaw (m, rad), its velocity (m/s, rad/s), and the hole's pose x, y, yaw
-    (m, rad).
+    Observations are the tip's pose x, y, z, yaw (m, rad), its velocity (m/s, rad/s), and how far the hole is from it in
+    x, y and yaw (m, rad).
 
     Attributes:
         clearance: width of the hole minus width of the peg, m.
@@ -85,7 +85,7 @@ class PegInsertion(Task):
     """
 
     frame_skip: int = 10
-    max_episode_steps: int = 120
+    max_episode_steps: int = 100
     clearance: float = 0.001
     depth: float = 0.025
 
@@ -110,7 +110,8 @@ class PegInsertion(Task):
 
     def observe(self, physics: Physics) -> Tensor:
         """Observation (..., O), as the class describes it."""
-        return torch.cat([physics.qpos[..., :4], physics.qvel[..., :4], physics.qpos[..., 4:]], dim=-1)
+        to_hole = physics.qpos[..., 4:] - physics.qpos[..., [0, 1, 3]]
+        return torch.cat([physics.qpos[..., :4], physics.qvel[..., :4], to_hole], dim=-1)
 
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
         """1 where the peg is in, else 0, (...,)."""

@@ -34,7 +34,7 @@ def turned(x, y, hole):
     return hole[0] + cos * x - sin * y, hole[1] + sin * x + cos * y
 
 
-@pytest.mark.parametrize("hole", [(0.0, 0.0, 0.0), (0.1, -0.08, 0.6)])
+@pytest.mark.parametrize("hole", [(0.0, 0.0, 0.0), (0.05, -0.04, 0.4)])
 @pytest.mark.parametrize(
     ("x", "y", "yaw", "fits"),
     [
@@ -73,17 +73,17 @@ def test_a_jammed_peg_must_be_lifted():
 
 def test_walls_hold_a_peg_that_is_pulled_aside():
     env = peg((0.0, 0.0, TOP - 0.02, 0.0))
-    drive(env, (0.15, 0.0, TOP - 0.02, 0.0))
+    drive(env, (0.08, 0.0, TOP - 0.02, 0.0))
     assert env.state()["qpos"][0, 0].item() == pytest.approx(0.0005, abs=3e-4)
 
 
 def test_the_block_stays():
     hole = (0.05, -0.03, 0.4)
     env = peg((0.053, -0.03, TOP + 0.02, 0.2), hole, max_episode_steps=1000)
-    for goal in ((0.053, -0.03, 0.0, 0.2), (0.18, 0.18, 0.0, 0.8)):  # press and drag
+    for goal in ((0.053, -0.03, 0.0, 0.2), (0.08, 0.08, 0.0, 0.6)):  # press and drag
         assert not drive(env, goal)
     env.set_state(qpos=torch.tensor([[*hole[:2], TOP - 0.02, hole[2], *hole]], dtype=torch.float64))
-    drive(env, (0.18, -0.03, TOP - 0.02, 0.8), steps=120)  # pull inside
+    drive(env, (0.08, -0.03, TOP - 0.02, 0.6), steps=120)  # pull inside
     moved = env.state()["qpos"][0, 4:] - torch.tensor(hole, dtype=torch.float64)
     assert moved.abs().max() < 2e-6  # m, rad
 
@@ -117,14 +117,15 @@ def test_a_solved_episode_pays_once_and_ends():
     assert not truncated
     assert (rewards.count(0.0), rewards[-1]) == (len(rewards) - 1, 1.0)
     assert info["final_obs"][0, 2] <= TOP - 0.025
-    assert env.observation()[0, 2] >= 0.08  # the next episode
+    assert env.observation()[0, 2] >= 0.06  # the next episode
 
 
 def test_chunks_equal_single_steps():
     whole, single = (make_env(ENV, num_envs=8, chunk=chunk, dtype=torch.float64) for chunk in (4, 1))
     obs, _ = whole.reset(seed=3)
     single.reset(seed=3)
-    down = torch.cat([obs[:, 8:10], obs[:, :1] * 0, obs[:, 10:]], dim=1)
+    hole = obs[:, [0, 1, 3]] + obs[:, 8:]
+    down = torch.cat([hole[:, :2], obs[:, :1] * 0, hole[:, 2:]], dim=1)
     for _ in range(25):
         obs, _, terminated, _, info = whole.step(down[:, None].expand(8, 4, 4))
         alive = torch.ones(8, dtype=torch.bool)
@@ -141,21 +142,23 @@ def test_chunks_equal_single_steps():
 
 def test_where_episodes_start():
     env = make_env(ENV, num_envs=500, dtype=torch.float64)
-    obs, _ = env.reset(seed=0)
-    bounds = {0: 0.15, 1: 0.15, 3: 0.7, 8: 0.15, 9: 0.15, 10: 0.7}
+    env.reset(seed=0)
+    state = env.state()
+    poses = state["qpos"]
+    bounds = {0: 0.06, 1: 0.06, 3: 0.5, 4: 0.06, 5: 0.06, 6: 0.5}
     for entry, bound in bounds.items():
-        assert 0.95 * bound < obs[:, entry].abs().max() <= bound
-        assert obs[:, entry].mean().abs() < 0.15 * bound
-    assert 0.08 <= obs[:, 2].min() < 0.09 < 0.13 < obs[:, 2].max() <= 0.14
-    assert (obs[:, 4:8] == 0).all()
-    assert obs[:, [0, 1, 2, 3, 8, 9, 10]].T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
+        assert 0.95 * bound < poses[:, entry].abs().max() <= bound
+        assert poses[:, entry].mean().abs() < 0.15 * bound
+    assert 0.06 <= poses[:, 2].min() < 0.065 < 0.095 < poses[:, 2].max() <= 0.1
+    assert (state["qvel"] == 0).all()
+    assert poses.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
 
 
 def test_what_is_observed():
     pose, hole = (0.01, -0.02, 0.1, 0.3), (0.03, 0.04, -0.5)
     env = peg(pose, hole)
-    expected = torch.tensor([[*pose, 0, 0, 0, 0, *hole]], dtype=torch.float64)
-    torch.testing.assert_close(env.observation(), expected, rtol=0, atol=0)
+    expected = torch.tensor([[*pose, 0, 0, 0, 0, 0.02, 0.06, -0.8]], dtype=torch.float64)
+    torch.testing.assert_close(env.observation(), expected, rtol=0, atol=1e-15)
     goal = torch.tensor([0.02, -0.02, 0.1, 0.3], dtype=torch.float64).view(1, 1, 4)
     obs = env.step(goal)[0]
     assert obs[0, 4] > 0.05  # m/s
