@@ -127,7 +127,7 @@ class Critics(Stateful):
         A penalty () of what the heads say elsewhere is added to the sum of their losses.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self.online.outputs(self.online.context(features), action)
+        outputs = self.online.outputs(features, action)
         loss = self.online.readout.loss(outputs, target).mean(-1)
         total = loss.sum()  # a head learns as it would alone
         (total if penalty is None else total + penalty).backward()

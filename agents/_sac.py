@@ -144,8 +144,7 @@ class SoftActorCritic(ReplayAgent):
             future = soft_actor.soft(critics.target_value(after, action, self.generator), log_prob)
         metrics = critics.learn(features, batch.action, batch.reward + batch.discount * future)
         if self.critic_steps % self.config.actor_every == self.config.actor_every - 1:
-            context = critics.online.context(features).detach()
-            metrics |= soft_actor.learn(features, lambda action: critics.hope(critics.online.values(context, action)))
+            metrics |= soft_actor.learn(features, lambda action: critics.hope(critics.online(features, action)))
             self.gradient_steps += 1
         return metrics
 

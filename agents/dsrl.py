@@ -129,14 +129,13 @@ class DSRL(ReplayAgent):
         features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
         metrics = self._aliased_step(batch, features, after) if self.aliased else self._step(batch, features, after)
         if self.critic_steps % self.config.actor_every == self.config.actor_every - 1:
-            context = self.noise_critic.context(features).detach()
-            metrics |= self.soft_actor.learn(features, lambda noise: self.critics.hope(self._values(context, noise)))
+            metrics |= self.soft_actor.learn(features, lambda noise: self.critics.hope(self._values(features, noise)))
             self.gradient_steps += 1
         return metrics
 
-    def _values(self, context: Tensor, noise: Tensor) -> Tensor:
+    def _values(self, features: Tensor, noise: Tensor) -> Tensor:
         """Values (E, B) of noise (B, *noise_shape)."""
-        return self.noise_critic.values(context, noise / self.config.bound)
+        return self.noise_critic(features, noise / self.config.bound)
 
     def _step(self, batch: Decisions, features: Tensor, after: Tensor) -> dict[str, Tensor]:
         """TD over noise."""
@@ -168,7 +167,7 @@ class DSRL(ReplayAgent):
         """One gradient step of every head of Q^W at noise (B, *noise_shape) towards its twin of Q^A at its action."""
         with torch.no_grad():
             target = self.critics.online(features, action)
-        error = self._values(self.noise_critic.context(features), noise) - target
+        error = self._values(features, noise) - target
         loss = error.square().mean(-1)
         self.noise_optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()  # a head learns as it would alone

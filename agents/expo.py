@@ -111,8 +111,7 @@ class EXPO(ReplayAgent):
     def _learn_edit(self, features: Tensor, action: Tensor) -> dict[str, Tensor]:
         """One step of edit and temperature, at the actions of the batch, on the mean of all critics."""
         critics = self.critics.online
-        context = critics.context(features).detach()
-        return self.edit.learn(joined(features, action), lambda edit: critics.values(context, action + edit).mean(0))
+        return self.edit.learn(joined(features, action), lambda edit: critics(features, action + edit).mean(0))
 
     def _deployed(self) -> DeployedPolicy:
         return ChosenPolicy(self.policy, self.edit.actor, self.critics, self.config.candidates)

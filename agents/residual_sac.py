@@ -110,10 +110,10 @@ class ResidualSAC(ReplayAgent):
         features = policy.encode(batch.obs)
         metrics = critics.learn(features, batch.action.squeeze(1), self._targets(batch))
         if self.critic_steps % self.config.actor_every == self.config.actor_every - 1:
-            context, base_action = critics.online.context(features).detach(), batch.extras["base_action"]
+            base_action = batch.extras["base_action"]
 
             def value(u: Tensor) -> Tensor:
-                return critics.hope(critics.online.values(context, base_action + scale * u))
+                return critics.hope(critics.online(features, base_action + scale * u))
 
             metrics |= soft_actor.learn(residual_input(policy, batch.obs, base_action), value)
             self.gradient_steps += 1

@@ -74,9 +74,8 @@ def one_by_one(critic: CriticEnsemble) -> nn.ModuleList:
 
 
 def _head(critic: CriticEnsemble, head: int) -> nn.Sequential:
-    first = torch.cat([critic.features_in.weight[head], critic.action_in.weight[head]])
-    layers = [_linear(first, critic.features_in.bias, head)]
-    for part in critic.trunk:
+    layers: list[nn.Module] = []
+    for part in (critic.first, *critic.trunk):
         if isinstance(part, EnsembleLinear):
             layers.append(_linear(part.weight[head], part.bias, head))
         elif isinstance(part, EnsembleLayerNorm):
@@ -86,13 +85,12 @@ def _head(critic: CriticEnsemble, head: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, head: int) -> nn.Module:
+def _linear(weight: Tensor, bias: Tensor, head: int) -> nn.Module:
     inputs, outputs = weight.shape
     return _with(nn.Linear(inputs, outputs), weight.T, bias, head)
 
 
-def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None, head: int) -> nn.Module:
-    assert bias is not None
+def _with(layer: nn.Module, weight: Tensor, bias: Tensor, head: int) -> nn.Module:
     layer.to(weight.dtype).load_state_dict({"weight": weight.detach(), "bias": bias[head, 0].detach()})
     return layer
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.nets.ensemble import EnsembleLinear, EnsembleTrunk
-from diffpolicy_rl.nets.mlp import ResidualMLP, draw_as_one_layer
+from diffpolicy_rl.nets.ensemble import EnsembleLinear, EnsembleTrunk, shared_product
+from diffpolicy_rl.nets.mlp import ResidualMLP
 
 Aggregation = Literal["min", "subset_min", "mean", "pessimistic"]
 """Rules of ``aggregate``."""
@@ -108,8 +108,8 @@ class HLGauss:
 class CriticEnsemble(nn.Module):
     """E action values Q(o, a), each an MLP over (features, action) of its own, computed together.
 
-    The first layer is kept as two summands. The one of the features is the ``context``: computed once per observation
-    for all its candidate actions.
+    What the first layer makes of the features alone is the ``context``: computed once per observation for all its
+    candidate actions.
 
     Args:
         features: F.
@@ -138,34 +138,31 @@ class CriticEnsemble(nn.Module):
         if heads < 1 or not hidden:
             raise UserError(f"heads={heads}, hidden={list(hidden)}, but a critic needs a head and a hidden layer")
         self.heads, self.action_dims, self.readout = heads, len(action_shape), readout or Scalar()
-        self.features_in = EnsembleLinear(heads, features, hidden[0])
-        self.action_in = EnsembleLinear(heads, math.prod(action_shape), hidden[0], bias=False)
+        self.features = features
+        self.first = EnsembleLinear(heads, features + math.prod(action_shape), hidden[0])
         self.trunk = EnsembleTrunk(heads, hidden, self.readout.width, activation, layer_norm)
-        draw_as_one_layer(self.features_in, self.action_in)
 
     def context(self, features: Tensor) -> Tensor:
         """The first layer's summand (E, ..., width) of features (..., F)."""
-        return self.features_in.shared(features)
+        return shared_product(features, self.first.weight[:, : self.features], self.first.bias)
 
-    def outputs(self, context: Tensor, action: Tensor) -> Tensor:
-        """Outputs (E, ..., readout.width) for actions (..., *action_shape) at a context.
+    def outputs(self, features: Tensor, action: Tensor) -> Tensor:
+        """Outputs (E, ..., readout.width) for actions (..., *action_shape) at features (..., F).
 
-        Leading dimensions broadcast: candidates (M, B, *action_shape) at a context of B observations give (E, M, B).
+        Leading dimensions broadcast: candidates (M, B, *action_shape) at B observations give (E, M, B).
         """
-        hidden = self.action_in.shared(action.flatten(-self.action_dims))
-        dims = max(hidden.ndim, context.ndim)
-        hidden, context = (_align(part, dims) for part in (hidden, context))
-        hidden = hidden + context
-        rows = hidden.reshape(len(hidden), hidden.shape[1:-1].numel(), hidden.shape[-1])
-        return self.trunk(rows).view(*hidden.shape[:-1], self.readout.width)
+        flat = action.flatten(-self.action_dims)
+        if flat.shape[:-1] != features.shape[:-1]:
+            return self._outputs_at(self.context(features), action)
+        return self._rest(shared_product(torch.cat([features, flat], dim=-1), self.first.weight, self.first.bias))
 
     def values(self, context: Tensor, action: Tensor) -> Tensor:
-        """Values (E, ...) of actions (..., *action_shape) at a context; see ``outputs``."""
-        return self.readout.mean(self.outputs(context, action))
+        """Values (E, ...) of actions (..., *action_shape) at a context; leading dimensions broadcast."""
+        return self.readout.mean(self._outputs_at(context, action))
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """Values (E, ...) of actions (..., *action_shape) at features (..., F)."""
-        return self.values(self.context(features), action)
+        """Values (E, ...) of actions (..., *action_shape) at features (..., F); see ``outputs``."""
+        return self.readout.mean(self.outputs(features, action))
 
     def some(self, heads: Tensor, features: Tensor, action: Tensor) -> Tensor:
         """Values (k, ...) of the heads with indices (k,) alone; see ``forward``."""
@@ -174,7 +171,18 @@ class CriticEnsemble(nn.Module):
 
     def loss(self, features: Tensor, action: Tensor, target: Tensor) -> Tensor:
         """Loss per head and sample (E, ...) at targets (...), which carry no gradient here."""
-        return self.readout.loss(self.outputs(self.context(features), action), target.detach())
+        return self.readout.loss(self.outputs(features, action), target.detach())
+
+    def _outputs_at(self, context: Tensor, action: Tensor) -> Tensor:
+        """Outputs (E, ..., readout.width) for actions (..., *action_shape) at a context."""
+        hidden = shared_product(action.flatten(-self.action_dims), self.first.weight[:, self.features :])
+        dims = max(hidden.ndim, context.ndim)
+        return self._rest(_align(hidden, dims) + _align(context, dims))
+
+    def _rest(self, hidden: Tensor) -> Tensor:
+        """Outputs (E, ..., readout.width) of what the first layer made, (E, ..., width)."""
+        rows = hidden.reshape(len(hidden), hidden.shape[1:-1].numel(), hidden.shape[-1])
+        return self.trunk(rows).view(*hidden.shape[:-1], self.readout.width)
 
 
 def _align(x: Tensor, dims: int) -> Tensor:

@@ -20,26 +20,27 @@ class EnsembleLinear(nn.Module):
         heads: E.
         in_features: input width of each head.
         out_features: output width of each head.
-        bias: whether there is one.
     """
 
-    def __init__(self, heads: int, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(self, heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.in_features = in_features
         self.weight = nn.Parameter(torch.empty(heads, in_features, out_features))
-        self.bias = nn.Parameter(torch.empty(heads, 1, out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(heads, 1, out_features))
         bound = 1 / math.sqrt(in_features)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (E, rows, in) to (E, rows, out)."""
-        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
 
-    def shared(self, x: Tensor) -> Tensor:
-        """Map inputs (..., in) that all heads have in common to (E, ..., out)."""
-        rows = x.reshape(1, x.shape[:-1].numel(), self.in_features).expand(len(self.weight), -1, -1)
-        return self(rows).view(len(self.weight), *x.shape[:-1], self.weight.shape[2])
+
+def shared_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Inputs (..., in) that all heads have in common, times weights (E, in, out), plus biases (E, 1, out)."""
+    heads, inputs, outputs = weight.shape
+    rows = x.reshape(1, x.shape[:-1].numel(), inputs).expand(heads, -1, -1)
+    product = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
+    return product.view(heads, *x.shape[:-1], outputs)
 
 
 class EnsembleLayerNorm(nn.Module):

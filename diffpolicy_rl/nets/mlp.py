@@ -23,10 +23,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_of(name: str) -> nn.Module:
-    """The activation with this name; UserError if there is none."""
+    """The activation with this name, for a layer's output, which it may overwrite; UserError if there is none."""
     if name not in ACTIVATIONS:
         raise UserError(f"there is no activation {name!r}; {did_you_mean(name, ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    kind = ACTIVATIONS[name]
+    return nn.ReLU(inplace=True) if kind is nn.ReLU else kind()
 
 
 class MLP(nn.Sequential):

@@ -61,17 +61,15 @@ def test_candidates_share_the_context_of_their_observation():
 
 def test_each_head_starts_as_a_network_by_itself():
     critic = CriticEnsemble(20, (4, 3), heads=5, hidden=(200, 100))
-    bounds = {"features_in": 1 / math.sqrt(32), "action_in": 1 / math.sqrt(32)}
-    bounds |= {"trunk.2": 1 / math.sqrt(200), "trunk.5": 1 / math.sqrt(100)}
+    bounds = {"first": 1 / math.sqrt(32), "trunk.2": 1 / math.sqrt(200), "trunk.5": 1 / math.sqrt(100)}
     for name, bound in bounds.items():
         layer = critic.get_submodule(name)
         for head in layer.weight:
             assert bound * 0.9 < head.abs().max() <= bound
             assert head.mean().abs() < bound / 5
         assert not torch.equal(layer.weight[0], layer.weight[1])
-        if layer.bias is not None:
-            assert layer.bias.abs().max() <= bound
-            assert layer.bias.unique().numel() == layer.bias.numel()
+        assert layer.bias.abs().max() <= bound
+        assert layer.bias.unique().numel() == layer.bias.numel()
     assert (critic.trunk[0].weight == 1).all()
     assert not critic.trunk[0].bias.any()
 
