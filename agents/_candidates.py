@@ -7,9 +7,11 @@ from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
 
+_TOGETHER = 1024  # rows whose activations stay in the caches
+
 
 def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
-    """M samples of a policy at each observation, in one call.
+    """M samples of a policy at each observation, many at once.
 
     Args:
         policy: the policy.
@@ -19,8 +21,11 @@ def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
     Returns:
         Normalised chunks (M, B, H, D).
     """
-    repeated = features.expand(len(noise), *features.shape).flatten(0, 1)
-    return policy.sample(features, noise.flatten(0, 1), features=repeated).unflatten(0, noise.shape[:2])
+    samples: list[Tensor] = []
+    for part in noise.split(max(_TOGETHER // len(features), 1)):
+        repeated = features.expand(len(part), *features.shape).flatten(0, 1)
+        samples.append(policy.sample(features, part.flatten(0, 1), features=repeated).unflatten(0, part.shape[:2]))
+    return torch.cat(samples)
 
 
 class ClonedBase(Stateful):

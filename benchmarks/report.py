@@ -19,7 +19,7 @@ from torch import Tensor
 from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import phases_of
 from diffpolicy_rl.training.checkpoint import write_text
@@ -99,7 +99,7 @@ def summarize_run(run: Path) -> dict[str, Any]:
     evaluations = {part: {key: result[key] for key in _NUMBERS if key in result} for part, result in parts.items()}
     points = [record for record in read_metrics(run / "metrics.jsonl") if "eval/mean" in record]
     keys = ("env_steps", "eval/mean", "eval/ci_low", "eval/ci_high")
-    curve = [[round(point[key], 1) for key in keys] for point in points if point["phase"] != "bc"]
+    curve = [[float(f"{point[key]:.5g}") for key in keys] for point in points if point["phase"] != "bc"]
     return provenance(run) | evaluations | {"net_evaluations": net_evaluations(load(run)), "curve": curve}
 
 
@@ -107,8 +107,8 @@ def net_evaluations(policy: DeployedPolicy) -> float:
     """How often a denoising net is evaluated for one executed action of a deployed policy."""
     counted = [0]
 
-    def counting(denoise: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        def count(x: Tensor, context: Tensor) -> Tensor:
+    def counting(denoise: Callable[[Tensor, Context], Tensor]) -> Callable[[Tensor, Context], Tensor]:
+        def count(x: Tensor, context: Context) -> Tensor:
             counted[0] += math.prod(x.shape[:-2])
             return denoise(x, context)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ensemble as critic_ensemble
-from benchmarks import env_stepping, sb3_speed
+from benchmarks import env_stepping, expo_update, sb3_speed
 from benchmarks import replay_update as replay_agents
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
@@ -190,7 +190,8 @@ def ensemble(config: ThroughputConfig) -> dict[str, Figures]:
 
 def replay_update(config: ThroughputConfig) -> dict[str, Figures]:
     """An update of each agent that learns from replay, against a plain implementation of it."""
-    return replay_agents.compare(config.threads, config.turns)
+    figures = replay_agents.compare(config.threads, config.turns)
+    return figures | {"expo": expo_update.compare(config.threads, config.turns)}
 
 
 def _timed(owner: Any, method: str) -> list[float]:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
 
+Context = tuple[Tensor, ...]
+"""What a net makes of time and condition: tensors (..., W) whose leading dimensions broadcast."""
+
 
 class DenoisingNet(nn.Module):
     """``net(x, t, s, cond)``, in two parts, so that what depends on time and condition is computed once per chunk.
@@ -15,7 +18,7 @@ class DenoisingNet(nn.Module):
     """
 
     @abstractmethod
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """The part that does not depend on the noisy chunk.
 
         Args:
@@ -25,10 +28,10 @@ class DenoisingNet(nn.Module):
         """
 
     @abstractmethod
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context."""
 
-    def denoise_with_hidden(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_with_hidden(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Predict like ``denoise``, and return one hidden representation (..., W) that led to it.
 
         Optional: what cannot show any leaves this as it is.
@@ -63,11 +66,11 @@ class Watched(DenoisingNet):
             raise UserError(f"{type(net).__name__} shows no hidden features to disperse; set dispersive=0")
         self.net = net
 
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """The net's."""
         return self.net.context(t, s, cond)
 
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
         """The net's prediction."""
         pred, hidden = self.net.denoise_with_hidden(x, context)
         if torch.is_grad_enabled():

@@ -32,15 +32,15 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (E, rows, in) to (E, rows, out)."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.bmm(x, self.weight).add_(self.bias)  # baddbmm copies the bias to every row beforehand
 
 
 def shared_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Inputs (..., in) that all heads have in common, times weights (E, in, out), plus biases (E, 1, out)."""
     heads, inputs, outputs = weight.shape
     rows = x.reshape(1, x.shape[:-1].numel(), inputs).expand(heads, -1, -1)
-    product = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
-    return product.view(heads, *x.shape[:-1], outputs)
+    product = torch.bmm(rows, weight)
+    return (product if bias is None else product.add_(bias)).view(heads, *x.shape[:-1], outputs)
 
 
 class EnsembleLayerNorm(nn.Module):
@@ -65,7 +65,8 @@ class EnsembleLayerNorm(nn.Module):
         """Map (E, rows, width) to the same shape."""
         # torch's kernel for the CPU is vectorised only where it is given an affine map.
         normal = F.layer_norm(x, self.ones.shape, self.ones, self.zeros)
-        return (normal * self.weight).add_(self.bias)
+        scaled = normal * self.weight if torch.is_grad_enabled() else normal.mul_(self.weight)
+        return scaled.add_(self.bias)
 
 
 class EnsembleTrunk(nn.Sequential):

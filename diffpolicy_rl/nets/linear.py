@@ -17,14 +17,27 @@ class Linear(nn.Linear):
 
     _packed: Tensor | None = None
 
-    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Map (..., in) to (..., out), and add ``plus`` of that shape."""
-        if self._packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return super().forward(x) if plus is None else super().forward(x) + plus
-        product = torch.ops.mkldnn._linear_pointwise
-        if plus is None:
-            return product(x, self._packed, self.bias, "none", [], "")
-        return product.binary(x, plus, self._packed, self.bias, "add")
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map (..., in) to (..., out)."""
+        return self._product(x, "none") if self._is_packed() else super().forward(x)
+
+    def plus(self, x: Tensor, summand: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map (..., in) to (..., out), and add a summand and a second bias, which broadcast with that."""
+        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1] or (bias is not None and bias.ndim > 1):
+            out = super().forward(x) + summand
+            return out if bias is None else out + bias
+        both = self.bias if bias is None else self.bias + bias
+        return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, both, "add")
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), and cut off what is negative."""
+        return self._product(x, "relu") if self._is_packed() else super().forward(x).relu_()
+
+    def _is_packed(self) -> bool:
+        return not (self._packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+    def _product(self, x: Tensor, then: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, then, [], "")
 
     def pack(self) -> None:
         """Bring the weight, as it is now, into oneDNN's order, where there is oneDNN."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError, did_you_mean
-from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS, STEPS, TimeEncoding
 from diffpolicy_rl.nets.linear import Linear
 
@@ -69,11 +69,13 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
         self.first, self.second = Linear(width, width), Linear(width, width)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation, self.rectified = ACTIVATIONS[activation](), activation == "relu"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        return self.second(self.activation(self.first(self.activation(x))), plus=x)
+        if self.rectified:
+            return self.second.plus(self.first.relu(torch.relu(x)), x)
+        return self.second.plus(self.activation(self.first(self.activation(x))), x)
 
 
 class ResidualTrunk(nn.Sequential):
@@ -161,23 +163,28 @@ class DenoisingMLP(DenoisingNet):
         self.action_shape = (horizon, action_dim)
         self.time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
         self.action_in = Linear(size, width)
-        self.time_in = nn.Linear(time_dim, width, bias=False)
-        self.cond_in = nn.Linear(cond_dim, width, bias=False)
+        self.time_in = Linear(time_dim, width, bias=False)
+        self.cond_in = Linear(cond_dim, width, bias=False)
         self.trunk = ResidualTrunk(hidden, size, activation)
         draw_as_one_layer(self.action_in, self.time_in, self.cond_in)
 
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Time and condition summands of the input layer (..., width)."""
-        return self.time_in(self.time(t, s)) + self.cond_in(cond)
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
+        """Time and condition summands of the input layer (..., width) each."""
+        return self.time_in(self.time(t, s)), self.cond_in(cond)
 
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
-        """Predict (..., H, D) at noisy chunks (..., H, D) and their context (..., width)."""
-        return self.trunk(self.action_in(x.flatten(-2), plus=context)).unflatten(-1, self.action_shape)
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
+        """Predict (..., H, D) at noisy chunks (..., H, D) and their context."""
+        return self.trunk(self._hidden(x, context)).unflatten(-1, self.action_shape)
 
-    def denoise_with_hidden(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_with_hidden(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Also the features (..., width) behind the middle block of the trunk."""
-        pred, hidden = self.trunk.with_middle(self.action_in(x.flatten(-2), plus=context))
-        return pred.unflatten(-1, self.action_shape), hidden
+        pred, middle = self.trunk.with_middle(self._hidden(x, context))
+        return pred.unflatten(-1, self.action_shape), middle
+
+    def _hidden(self, x: Tensor, context: Context) -> Tensor:
+        """What the input layer (..., width) makes of chunks (..., H, D) and their context."""
+        time, cond = context
+        return self.action_in.plus(x.flatten(-2), cond, time)
 
 
 class ConditionMLP(DenoisingNet):
@@ -207,13 +214,13 @@ class ConditionMLP(DenoisingNet):
         *_, last = self.net.modules()
         shrink(last, 0.01)  # actions near the middle of their range at first (Andrychowicz et al. 2021, section 3.2)
 
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """The whole prediction (..., H D)."""
-        return self.net(cond)
+        return (self.net(cond),)
 
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
         """The prediction (..., H, D), whatever x is."""
-        return context.unflatten(-1, self.action_shape)
+        return context[0].unflatten(-1, self.action_shape)
 
 
 class NoiseNet(nn.Module):

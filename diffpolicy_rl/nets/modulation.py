@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.nets.embeddings import TimeEncoding
 from diffpolicy_rl.nets.mlp import ResidualTrunk, draw_as_one_layer, width_of
 
@@ -56,17 +56,18 @@ class ModulatedNet(DenoisingNet):
     def modulated(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Predict (B, H, D) at noisy chunks (B, H, D), given each block's parameters (B, size)."""
 
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """Modulation parameters (..., sum of sizes)."""
-        return self.modulation(t, s, cond)
+        return (self.modulation(t, s, cond),)
 
-    def denoise(self, x: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context; leading dimensions broadcast."""
-        lead = torch.broadcast_shapes(x.shape[:-2], context.shape[:-1])
+        (parameters,) = context
+        lead = torch.broadcast_shapes(x.shape[:-2], parameters.shape[:-1])
         rows = math.prod(lead)
         x = x.expand(*lead, *self.action_shape).reshape(rows, *self.action_shape)
-        context = context.expand(*lead, context.shape[-1]).reshape(rows, context.shape[-1])
-        out = self.modulated(x, context.split(self.modulation.sizes, dim=-1))
+        parameters = parameters.expand(*lead, parameters.shape[-1]).reshape(rows, parameters.shape[-1])
+        out = self.modulated(x, parameters.split(self.modulation.sizes, dim=-1))
         return out.reshape(*lead, *self.action_shape)
 
 

@@ -1,6 +1,7 @@
 """The one policy interface that every agent, evaluation and export is written against."""
 
 import copy
+import itertools
 import math
 from typing import Self
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.nets.base import DenoisingNet
+from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.process import Process
 from diffpolicy_rl.policies.std import StdRule
@@ -165,10 +166,11 @@ class GenerativePolicy(nn.Module):
         states = torch.empty_like(unit)
         states[0] = unit[0] if noise is None else noise
         befores, afters, units = states[:-1].unbind(), states[1:].unbind(), unit[1:].unbind()
+        scales = stds.unbind(1)
         for k, (net, context) in enumerate(self._moves(grid, cond)):
             pred = net.denoise(befores[k], context)
             mean, _ = self.process.step(befores[k], pred, grid[k], grid[k + 1], rule.eta)
-            torch.addcmul(mean, stds[:, k], units[k], out=afters[k])
+            torch.addcmul(mean, scales[k], units[k], out=afters[k])
         log_prob = -0.5 * unit[1:].transpose(0, 1).square() - stds.log() - _HALF_LOG_2PI
         return Chain(states.transpose(0, 1), start), log_prob
 
@@ -215,21 +217,23 @@ class GenerativePolicy(nn.Module):
         times = torch.tensor(grid, dtype=torch.float64, device=device)
         return times[:-1], times[1:]
 
-    def _moves(self, grid: list[float], cond: Tensor) -> list[tuple[DenoisingNet, Tensor]]:
+    def _moves(self, grid: list[float], cond: Tensor) -> list[tuple[DenoisingNet, Context]]:
         """For every move, the net that makes it and what that net needs beside the noisy chunk."""
         t, s = (times.to(cond.dtype) for times in self._times(grid, cond.device))
         frozen = sum(time < self.frozen_until for time in grid[:-1])
-        moves: list[tuple[DenoisingNet, Tensor]] = []
+        moves: list[tuple[DenoisingNet, Context]] = []
         for net, part in ((self.frozen_net, slice(None, frozen)), (self.net, slice(frozen, None))):
             if net is not None and len(t[part]):
-                contexts = net.context(t[part].unsqueeze(1), s[part].unsqueeze(1), cond.unsqueeze(0))
-                moves += [(net, context) for context in contexts.expand(len(t[part]), -1, -1).unbind(0)]
+                context = net.context(t[part].unsqueeze(1), s[part].unsqueeze(1), cond.unsqueeze(0))
+                of_moves = zip(*(x.expand(len(t[part]), -1, -1).unbind(0) for x in context), strict=True)
+                moves += [(net, of_move) for of_move in of_moves]
         return moves
 
     def _stds(self, grid: list[float], cond: Tensor) -> Tensor:
         assert self.std_rule is not None
-        t, s = self._times(grid, cond.device)
-        return self.std_rule(self.process.std(t, s, self.std_rule.eta), t, cond)
+        stds = [self.process.std(t, s, self.std_rule.eta) for t, s in itertools.pairwise(grid)]
+        process_std, t = (torch.tensor(x, dtype=torch.float64, device=cond.device) for x in (stds, grid[:-1]))
+        return self.std_rule(process_std, t, cond)
 
 
 class SampledPolicy(DeployedPolicy):

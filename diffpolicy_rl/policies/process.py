@@ -70,4 +70,4 @@ def combined(x: Tensor, a: Time, y: Tensor, b: Time) -> Tensor:
     """Return a x + b y, with factors that were computed in double precision, without leaving the dtype of x."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.addcmul(x * a.to(x.dtype), y, b.to(x.dtype))
-    return torch.add(x * a, y, alpha=b)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return (x * a).add_(y, alpha=b)  # pyright: ignore[reportArgumentType, reportCallIssue]

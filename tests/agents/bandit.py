@@ -50,7 +50,7 @@ class TwoModes(DenoisingNet):
         self.shift = torch.nn.Parameter(torch.zeros(()))
 
     def context(self, t, s, cond):
-        return cond + 0 * t.unsqueeze(-1)
+        return (cond + 0 * t.unsqueeze(-1),)
 
     def denoise(self, x, context):
         return GOOD * x[..., :1, :1].sign() + self.shift - x

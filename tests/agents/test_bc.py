@@ -125,7 +125,7 @@ def test_dispersive_weight_spreads_the_features(make_policy):
 def test_dispersive_loss_needs_a_net_that_shows_its_features(make_policy):
     class Closed(DenoisingNet):
         def context(self, t, s, cond):
-            return cond
+            return (cond,)
 
         def denoise(self, x, context):
             return x

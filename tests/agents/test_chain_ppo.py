@@ -25,7 +25,7 @@ class Constant(DenoisingNet):
         self.theta = torch.nn.Parameter(torch.tensor(theta))
 
     def context(self, t, s, cond):
-        return (cond[..., :1] + t.unsqueeze(-1)) * 0
+        return ((cond[..., :1] + t.unsqueeze(-1)) * 0,)
 
     def denoise(self, x, context):
         return self.theta + 0 * x

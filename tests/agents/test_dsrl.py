@@ -191,7 +191,7 @@ class TwoModes(DenoisingNet):
     """In one move, a chunk at +0.7 or -0.7, by the sign of the noise's first element."""
 
     def context(self, t, s, cond):
-        return (cond[..., :1] + t.unsqueeze(-1)) * 0
+        return ((cond[..., :1] + t.unsqueeze(-1)) * 0,)
 
     def denoise(self, x, context):
         return 0.7 * torch.tanh(5 * x[:, :1, :1]) - x

@@ -36,7 +36,7 @@ def figures_in(tree):
         ("update", SIDES | FLOOR),
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
         ("ensemble", {"width_64", "width_256"}),
-        ("replay_update", {"dsrl"}),
+        ("replay_update", {"dsrl", "expo"}),
     ],
 )
 def test_parts_report_their_figures(part, keys, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_products_with_fixed_weights_are_counted():
     layer, x = Linear(512, 512), torch.randn(400, 512)
 
     def products():
-        return [layer(x, x) for _ in range(5)] + [layer(x) for _ in range(5)]
+        return [layer.plus(x, x) for _ in range(5)] + [layer(x) for _ in range(5)]
 
     plain = gemm_floor(products, rows=400, precision="fp32", turns=9)
     with fixed_weights(layer):

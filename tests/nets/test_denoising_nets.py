@@ -41,11 +41,12 @@ def inputs(rows=5, steps=3):
 def test_steps_at_once_are_the_steps_one_by_one(build):
     net, (x, t, s, cond) = build(two_times=True), inputs()
     context = net.context(t, s, cond.unsqueeze(1))
-    assert context.shape[:2] == (5, 3)
+    context = [part.expand(5, 3, -1) for part in context]
     at_once = net.denoise(x, context)
     assert at_once.shape == (5, 3, 4, 2)
-    for k, part in enumerate(context.unbind(1)):
-        torch.testing.assert_close(net.denoise(x[:, k], part), at_once[:, k])
+    for k in range(3):
+        of_move = tuple(part[:, k] for part in context)
+        torch.testing.assert_close(net.denoise(x[:, k], of_move), at_once[:, k])
         alone = net(x[:, k], t[k].expand(5), s[k].expand(5), cond)
         torch.testing.assert_close(alone, at_once[:, k])
         assert alone.std() > 0.01  # equal, but not because all is zero
@@ -67,9 +68,10 @@ def test_leading_dimensions_broadcast(build, chunks, contexts, expected):
     context = net.context(torch.rand(contexts), torch.rand(contexts), torch.randn(*contexts, 3))
     out = net.denoise(x, context)
     assert out.shape == (*expected, 4, 2)
-    x, context = x.expand(*expected, 4, 2), context.expand(*expected, context.shape[-1])
+    x, context = x.expand(*expected, 4, 2), [part.expand(*expected, part.shape[-1]) for part in context]
     if expected and all(expected):
-        rows = [net.denoise(a, b) for a, b in zip(x.reshape(-1, 4, 2), context.flatten(0, -2), strict=True)]
+        each = zip(x.reshape(-1, 4, 2), *(part.flatten(0, -2) for part in context), strict=True)
+        rows = [net.denoise(a, of_row) for a, *of_row in each]
         torch.testing.assert_close(out.reshape(-1, 4, 2), torch.stack(rows))
 
 

@@ -9,12 +9,16 @@ from diffpolicy_rl.nets.mlp import ResidualMLP
 
 def test_packed_products_are_the_plain_ones():
     torch.manual_seed(0)
-    layer, x, plus = Linear(96, 160), torch.randn(40, 96), torch.randn(40, 160)
+    layer, x = Linear(96, 160), torch.randn(40, 96)
+    plus, bias = torch.randn(40, 160), torch.randn(160)
     expected = x @ layer.weight.T + layer.bias
     for block in (nn.Module(), layer):  # without, then with packed weights
         with torch.no_grad(), fixed_weights(block):
             torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(layer(x, plus), expected + plus, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.plus(x, plus), expected + plus, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.plus(x, plus, bias), expected + plus + bias, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.plus(x[0], plus, bias), expected[0] + plus + bias, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.relu(x), expected.clamp(min=0), rtol=1e-5, atol=1e-5)
 
 
 def test_changed_weights_are_seen_by_the_next_block():
@@ -33,7 +37,7 @@ def test_changed_weights_are_seen_by_the_next_block():
 def test_gradients_flow_inside_the_block():
     layer, x = Linear(4, 3), torch.randn(6, 4, requires_grad=True)
     with fixed_weights(layer):
-        layer(x, torch.ones(6, 3)).sum().backward()
+        layer.plus(x, torch.ones(6, 3)).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(6, 4))
     torch.testing.assert_close(layer.weight.grad, x.detach().sum(0).expand(3, 4))
 

@@ -43,7 +43,7 @@ def test_a_block_by_hand():
 
 def test_only_positions_tell_the_actions_apart():
     net, x = net_with_output(), torch.randn(5, 4, 2)
-    context = torch.randn(5, sum(net.modulation.sizes))
+    context = (torch.randn(5, sum(net.modulation.sizes)),)
     turned = net.denoise(x.flip(1), context).flip(1)
     assert not torch.allclose(turned, net.denoise(x, context), atol=1e-3)
     net.positions.data.zero_()

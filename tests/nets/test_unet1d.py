@@ -56,11 +56,11 @@ def test_each_block_has_modulation_of_its_own():
     net = ConditionalUNet1d(4, 3, 5, False, widths=(16, 32), hidden=(16,))
     assert net.modulation.sizes == [64, 128, 64]  # down, bottom, up: two blocks each, scale and shift per channel
     x, neutral = torch.randn(4, 3), torch.zeros(256)
-    base, seen = net.denoise(x, neutral), []
+    base, seen = net.denoise(x, (neutral,)), []
     for start in range(0, 256, 16):
         parameters = neutral.clone()
         parameters[start : start + 16] = 0.5
-        seen.append(net.denoise(x, parameters))
+        seen.append(net.denoise(x, (parameters,)))
         assert not torch.allclose(seen[-1], base)
     assert len({tuple(out.flatten().tolist()) for out in seen}) == 16
 
@@ -72,9 +72,9 @@ def test_features_go_down_and_across(cut):
     joined = (net.up[0].first.first[0].weight.data, net.up[0].first.shortcut.weight.data)
     for weight in joined:
         weight[:, cut] = 0
-    one, other = net.denoise(x, torch.zeros(2, 256))
+    one, other = net.denoise(x, (torch.zeros(2, 256),))
     assert not torch.allclose(one, other)
     for weight in joined:
         weight.zero_()
-    one, other = net.denoise(x, torch.zeros(2, 256))
+    one, other = net.denoise(x, (torch.zeros(2, 256),))
     assert torch.equal(one, other)
