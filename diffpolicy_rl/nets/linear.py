@@ -21,13 +21,15 @@ class Linear(nn.Linear):
         """Map (..., in) to (..., out)."""
         return self._product(x, "none") if self._is_packed() else super().forward(x)
 
-    def plus(self, x: Tensor, summand: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Map (..., in) to (..., out), and add a summand and a second bias, which broadcast with that."""
-        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1] or (bias is not None and bias.ndim > 1):
-            out = super().forward(x) + summand
-            return out if bias is None else out + bias
-        both = self.bias if bias is None else self.bias + bias
-        return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, both, "add")
+    def plus(self, x: Tensor, summand: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), and add a summand of that shape."""
+        return self.weighted(x, summand, self.bias)
+
+    def weighted(self, x: Tensor, summand: Tensor, bias: Tensor) -> Tensor:
+        """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast with it."""
+        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1] or bias.ndim > 1:
+            return nn.functional.linear(x, self.weight) + summand + bias
+        return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, bias, "add")
 
     def relu(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), and cut off what is negative."""

@@ -169,8 +169,8 @@ class DenoisingMLP(DenoisingNet):
         draw_as_one_layer(self.action_in, self.time_in, self.cond_in)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
-        """Time and condition summands of the input layer (..., width) each."""
-        return self.time_in(self.time(t, s)), self.cond_in(cond)
+        """Time and condition summands of the input layer (..., width) each, its bias with the former."""
+        return self.time_in(self.time(t, s)) + self.action_in.bias, self.cond_in(cond)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context."""
@@ -184,7 +184,7 @@ class DenoisingMLP(DenoisingNet):
     def _hidden(self, x: Tensor, context: Context) -> Tensor:
         """What the input layer (..., width) makes of chunks (..., H, D) and their context."""
         time, cond = context
-        return self.action_in.plus(x.flatten(-2), cond, time)
+        return self.action_in.weighted(x.flatten(-2), cond, time)
 
 
 class ConditionMLP(DenoisingNet):

@@ -171,7 +171,8 @@ class GenerativePolicy(nn.Module):
             pred = net.denoise(befores[k], context)
             mean, _ = self.process.step(befores[k], pred, grid[k], grid[k + 1], rule.eta)
             torch.addcmul(mean, scales[k], units[k], out=afters[k])
-        log_prob = -0.5 * unit[1:].transpose(0, 1).square() - stds.log() - _HALF_LOG_2PI
+        unit = unit[1:].transpose(0, 1)
+        log_prob = torch.addcmul(-stds.log() - _HALF_LOG_2PI, unit, unit, value=-0.5)
         return Chain(states.transpose(0, 1), start), log_prob
 
     def chain_log_prob(self, obs: Obs, chain: Chain) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,10 @@ def test_packed_products_are_the_plain_ones():
         with torch.no_grad(), fixed_weights(block):
             torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(layer.plus(x, plus), expected + plus, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(layer.plus(x, plus, bias), expected + plus + bias, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(layer.plus(x[0], plus, bias), expected[0] + plus + bias, rtol=1e-5, atol=1e-5)
+            other = expected - layer.bias + plus + bias
+            torch.testing.assert_close(layer.weighted(x, plus, bias), other, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.weighted(x[:1], plus[:1], bias), other[:1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.weighted(x, plus[0], bias), other - plus + plus[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(layer.relu(x), expected.clamp(min=0), rtol=1e-5, atol=1e-5)
 
 
