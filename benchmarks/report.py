@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"name and runs must be given; usage: {_USAGE}")
         add(config.name, [Path(run) for run in config.runs], config.variant)
     text = README.read_text()
-    fresh = with_table(text, table(load_results()))
+    fresh = with_table(text, tables(load_results()))
     if config.command == "check" and fresh != text:
         raise UserError("the README's table is not what benchmarks/results says; run python -m benchmarks.report table")
     if config.command == "table":
@@ -150,18 +150,53 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def score(result: dict[str, Any]) -> float:
-    """What a table shows of an evaluation: success in per cent where the task has it, else the mean return."""
-    return 100 * result["success"] if "success" in result else result["mean"]
-
-
 def load_results() -> list[dict[str, Any]]:
     """Every result of fine-tuning, by name, and then the references of ``benchmarks.sb3``."""
     loaded = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     return sorted((result for result in loaded if "seeds" in result), key=lambda result: "reference" in result)
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def tables(results: list[dict[str, Any]]) -> str:
+    """Markdown: returns, and success where the task has any."""
+    solved = [result for result in results if "success" in result["seeds"][0]["final"]]
+    parts = [return_table([result for result in results if result not in solved])]
+    return "\n\n".join([*parts, success_table(solved)] if solved else parts)
+
+
+def success_table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row per result, the most successful first."""
+    lines = [
+        "| agent, task | before, % | success, %, of all seeds | seeds | env steps | minutes | net evaluations |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda result: -mean_of(result, "success")):
+        seeds = result["seeds"]
+        task = f"[{result['agent']}, {result['env']}](benchmarks/results/{result['name']}.png)"
+        before = f"{100 * statistics.fmean(run['base']['success'] for run in seeds):.0f}"
+        episodes = sum(run["final"]["episodes"] for run in seeds)
+        low, high = wilson(mean_of(result, "success"), episodes)
+        after = f"{100 * mean_of(result, 'success'):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        each = ", ".join(f"{100 * run['final']['success']:.1f}" for run in seeds)
+        steps = f"{statistics.fmean(run['env_steps'] for run in seeds) / 1e3:.0f} k"
+        minutes = f"{statistics.fmean(run['wall_s'] for run in seeds) / 60:.1f}"
+        evaluations = f"{seeds[0]['net_evaluations']:.3g}"
+        lines.append(f"| {' | '.join((task, before, after, each, steps, minutes, evaluations))} |")
+    return "\n".join(lines)
+
+
+def mean_of(result: dict[str, Any], key: str) -> float:
+    """Mean over seeds of what the final evaluations say."""
+    return statistics.fmean(run["final"][key] for run in result["seeds"])
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a probability, from the share of successes among so many trials (Wilson 1927)."""
+    square = 1.959964**2 / count
+    center, half = share + square / 2, math.sqrt(square * (share * (1 - share) + square / 4))
+    return (center - half) / (1 + square), (center + half) / (1 + square)
+
+
+def return_table(results: list[dict[str, Any]]) -> str:
     """Markdown: one row per result."""
     lines = [
         "| agent, task | demonstrations | before | after, mean of seeds | seeds: final (best) | env steps | minutes |",
@@ -173,16 +208,16 @@ def table(results: list[dict[str, Any]]) -> str:
         title, data = f"{agent}, {result['env']}", "none"
         steps = f"{statistics.fmean(run['env_steps'] for run in seeds) / 1e6:.2f} M"
         minutes = f"{statistics.fmean(run['wall_s'] for run in seeds) / 60:.1f}"
-        after = interval([score(run["final"]) for run in seeds])
+        after = interval([run["final"]["mean"] for run in seeds])
         if "reference" in result:
             task, before = f"*reference, {result['reference']}:* [{title}]({place}.json)", "-"
-            each = ", ".join(f"{score(run['final']):.0f}" for run in seeds)
+            each = ", ".join(f"{run['final']['mean']:.0f}" for run in seeds)
         else:
             task = f"[{title}]({place}.png)"
             if result["data"]:
                 data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
-            before = f"{statistics.fmean(score(run['base']) for run in seeds):.0f}"
-            each = ", ".join(f"{score(run['final']):.0f} ({score(run['best']):.0f})" for run in seeds)
+            before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}"
+            each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
         lines.append(f"| {' | '.join((task, data, before, after, each, steps, minutes))} |")
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ def test_references_come_last_and_are_marked(place):
     theirs = {"name": "a", "agent": "B", "env": "E-v0", "reference": "from scratch", "seeds": seeds}
     for result in (ours, theirs):
         (place / "results" / f"{result['name']}.json").write_text(json.dumps(result))
-    assert report.table(report.load_results()).splitlines()[2:] == [
+    assert report.tables(report.load_results()).splitlines()[2:] == [
         "| [A, E-v0](benchmarks/results/z.png) | 3 episodes, 7 | 5 | 15 ± 64 | 10 (30), 20 (30) | 1.00 M | 1.5 |",
         "| *reference, from scratch:* [B, E-v0](benchmarks/results/a.json) | none | - | 15 ± 64 | 10, 20 "
         "| 1.00 M | 1.5 |",
@@ -59,10 +59,21 @@ def test_a_variant_is_named_and_learning_from_scratch_has_no_demonstrations(plac
     train.train(tiny(run, "ppo"))
     report.main(["add", "name=toy", f"runs={run}", "variant=of a test"])
     assert (
-        report.table(report.load_results())
+        report.tables(report.load_results())
         .splitlines()[2]
         .startswith("| [PPO (of a test), Hopper-v5](benchmarks/results/toy.png) | none | ")
     )
+
+
+def test_success_has_a_table_of_its_own_with_the_best_first(place):
+    for name, shares in (("x", (0.5, 0.6)), ("y", (1.0, 0.9))):
+        finals = [{"final": {"mean": 0.0, "success": share, "episodes": 10}} for share in shares]
+        costs = {"base": {"success": 0.25}, "env_steps": 30_000, "wall_s": 90.0, "net_evaluations": 1.0}
+        result = {"name": name, "agent": name.upper(), "env": "E-v0", "seeds": [run | costs for run in finals]}
+        (place / "results" / f"{name}.json").write_text(json.dumps(result))
+    first, second = report.tables(report.load_results()).splitlines()[-2:]
+    assert first == ("| [Y, E-v0](benchmarks/results/y.png) | 25 | 95.0 [76.4, 99.1] | 100.0, 90.0 | 30 k | 1.5 | 1 |")
+    assert "| 55.0 [34.2, 74.2] | 50.0, 60.0 |" in second
 
 
 def test_interval_by_hand():
