@@ -26,6 +26,16 @@ def take_turns(sides: dict[str, Callable[[], object]], repeats: int) -> Figures:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def several(run: Callable[[], object], calls: int) -> Callable[[], None]:
+    """The same several times; no result is kept, because fresh memory for the next would be timed too."""
+
+    def repeated() -> None:
+        for _ in range(calls):
+            run()
+
+    return repeated
+
+
 def with_plain_fp32(run: Callable[[], object]) -> Callable[[], object]:
     """The same work with torch's own choice of fp32 kernels, as a program has it that does not choose."""
     matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
@@ -50,14 +60,11 @@ def against_textbook(
     the code alone gains.
     """
 
-    def several(run: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [run() for _ in range(calls)]
-
     seconds = take_turns(
         {
-            "ours": several(ours),
-            "textbook": with_plain_fp32(several(textbook)),
-            "textbook_same_gemm": several(textbook),
+            "ours": several(ours, calls),
+            "textbook": with_plain_fp32(several(textbook, calls)),
+            "textbook_same_gemm": several(textbook, calls),
         },
         repeats,
     )
@@ -79,12 +86,7 @@ def gemm_floor(run: Callable[[], object], rows: int, precision: str, turns: int 
         a, b = a.bfloat16(), b.bfloat16()
     work, flops = 2 * rows * 512 * 512, counter.get_total_flops()
     calls = math.ceil(flops / work)
-
-    def products() -> None:
-        for _ in range(calls):
-            torch.mm(a, b)  # results are not kept: fresh memory would cost more than the products
-
-    seconds = take_turns({"ours": run, "gemm": products}, turns)
+    seconds = take_turns({"ours": run, "gemm": several(lambda: torch.mm(a, b), calls)}, turns)
     floor = seconds["gemm"] * flops / (calls * work)
     return {"gemm_floor_ms": 1e3 * floor, "ours/gemm_floor": seconds["ours"] / floor}
 
