@@ -59,7 +59,6 @@ def against_textbook(
     ``textbook`` has torch's own choice of fp32 kernels; ``textbook_same_gemm`` has ours, so that its ratio holds what
     the code alone gains.
     """
-
     seconds = take_turns(
         {
             "ours": several(ours, calls),
