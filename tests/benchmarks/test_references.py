@@ -54,7 +54,7 @@ def test_results_are_rows_of_the_report(tmp_path, monkeypatch, capsys):
         assert run["wall_s"] > 0
     assert "seed 3: 1024 env steps" in capsys.readouterr().out
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    (row,) = report.table(report.load_results()).splitlines()[2:]
+    (row,) = report.tables(report.load_results()).splitlines()[2:]
     assert row.startswith("| *reference, from scratch:* [Stable-Baselines3 PPO, Hopper-v5](benchmarks/results/sb3_ppo_")
 
 

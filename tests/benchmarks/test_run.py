@@ -1,6 +1,5 @@
 """The suite runner: what is finished stays, what was interrupted goes on, what fails is told."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -58,10 +57,3 @@ def test_every_suite_names_trainings_that_can_be_composed():
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="there is no suite 'nonsense'"):
         run.main(["nonsense"])
-
-
-def test_results_of_tasks_with_success_are_shown_in_per_cent():
-    from benchmarks import report
-
-    assert report.score({"mean": 0.7, "success": 0.7}) == 70
-    assert report.score(json.loads('{"mean": 812.5}')) == 812.5
