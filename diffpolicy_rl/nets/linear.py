@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
     def plus(self, x: Tensor, summand: Tensor) -> Tensor:
         """Map (..., in) to (..., out), and add a summand of that shape."""
-        return self.weighted(x, summand, self.bias)
+        return self.weighted(x, summand, self.bias) if self._is_packed() else super().forward(x) + summand
 
     def weighted(self, x: Tensor, summand: Tensor, bias: Tensor) -> Tensor:
         """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast with it."""

@@ -163,14 +163,15 @@ class DenoisingMLP(DenoisingNet):
         self.action_shape = (horizon, action_dim)
         self.time = TimeEncoding(time_dim, time_embedding, two_times, time_scale)
         self.action_in = Linear(size, width)
-        self.time_in = Linear(time_dim, width, bias=False)
+        self.time_in = nn.Linear(time_dim, width, bias=False)
         self.cond_in = Linear(cond_dim, width, bias=False)
         self.trunk = ResidualTrunk(hidden, size, activation)
         draw_as_one_layer(self.action_in, self.time_in, self.cond_in)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """Time and condition summands of the input layer (..., width) each, its bias with the former."""
-        return self.time_in(self.time(t, s)) + self.action_in.bias, self.cond_in(cond)
+        time = nn.functional.linear(self.time(t, s), self.time_in.weight, self.action_in.bias)
+        return time, self.cond_in(cond)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
         """Predict (..., H, D) at noisy chunks (..., H, D) and their context."""
