@@ -1,7 +1,8 @@
 """Read and write transitions in D4RL's hdf5 layout.
 
-Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,) and ``timeouts`` (S,); S
-counts the transitions of all episodes, in order. The writer adds attributes that say where the data comes from.
+Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,), ``timeouts`` (S,) and, in
+data for safe learning, ``costs`` (S,), as DSRL has them; S counts the transitions of all episodes, in order. The writer
+adds attributes that say where the data comes from.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from diffpolicy_rl.errors import UserError, did_you_mean
 
 FORMAT_VERSION = 1
-_DIMENSIONS = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1}
+_DIMENSIONS = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "costs": 1}
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _MAX_BYTES = 64 * 2**30
 
@@ -36,6 +37,7 @@ class Transitions:
         timeouts: (S,) bool, the episode was cut off.
         attributes: what the file says about itself.
         source: the file's name, for messages.
+        costs: (S,) float32, what each step cost beside its reward, where the task says so.
     """
 
     observations: NDArray[np.float32]
@@ -45,6 +47,7 @@ class Transitions:
     timeouts: NDArray[np.bool_]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     source: str = "data"
+    costs: NDArray[np.float32] | None = None
 
     def episode_ends(self) -> NDArray[np.int64]:
         """Index after each episode's last transition; what follows the last flag counts as an episode too."""
@@ -134,7 +137,8 @@ def write(path: Path, transitions: Transitions) -> None:
         file.attrs.update(attributes)
         for name in _DIMENSIONS:
             array = getattr(transitions, name)
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
+            if array is not None:
+                file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
     _replace(path, content.getbuffer())
 
 

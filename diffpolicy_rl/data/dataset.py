@@ -94,6 +94,10 @@ class ChunkDataset:
         place[starts] = torch.arange(len(starts), device=self.device)
         successor = place[after.clamp(max=len(self) - 1)].where(after < end, torch.full_like(after, -1))
         buffer = ReplayBuffer(len(starts), self.device)
+        extras = {}
+        if self.transitions.costs is not None:
+            costs = torch.from_numpy(self.transitions.costs[: len(self)]).to(self.device)
+            extras["costs"] = costs[windows] * inside
         buffer.append(
             {
                 "obs": self.windows(starts).obs,
@@ -103,6 +107,7 @@ class ChunkDataset:
                 "terminated": terminated,
                 "next_obs": self.windows(after.minimum(self._last[starts])).obs,
                 "successor": successor,
+                **extras,
             }
         )
         return buffer
