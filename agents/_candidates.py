@@ -1,11 +1,16 @@
 """What agents share that choose among samples of a base policy and go on cloning with it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.experience.selectors import argmax
+from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.types import DeployedPolicy, Obs
 
 _TOGETHER = 1024  # rows whose activations stay in the caches
 
@@ -28,6 +33,15 @@ def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
     return torch.cat(samples)
 
 
+def refuse_unexecuted(policy: GenerativePolicy) -> None:
+    """Raise UserError if a policy predicts more actions than are executed."""
+    if policy.horizon != policy.execute:
+        raise UserError(
+            f"policy.horizon={policy.horizon} must equal policy.execute={policy.execute}, because the base is "
+            "trained on replay, which holds only actions that were executed"
+        )
+
+
 class ClonedBase(Stateful):
     """A base policy that goes on cloning, and the moving average of its weights, which acts.
 
@@ -47,13 +61,10 @@ class ClonedBase(Stateful):
     _parts = ("online", "optimizer")  # the average is the agent's policy
 
     def __init__(self, policy: GenerativePolicy, lr: float, tau: float) -> None:
-        if policy.horizon != policy.execute:
-            raise UserError(
-                f"policy.horizon={policy.horizon} must equal policy.execute={policy.execute}, because the base is "
-                "trained on replay, which holds only actions that were executed"
-            )
+        refuse_unexecuted(policy)
         self.average, self.online, self.tau = policy.frozen_copy(), policy.requires_grad_(True), tau
         self.optimizer = adamw(policy, lr)
+        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
     def learn(self, obs: Tensor, action: Tensor, mask: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
         """One gradient step of the base's own regression loss, and one step of the average.
@@ -64,9 +75,39 @@ class ClonedBase(Stateful):
             mask: (B, A) bool, False where there is nothing to learn.
             generator: of noise and times.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         loss = self.online.loss(obs, action, mask=mask, generator=generator).mean()
-        loss.backward()
+        self.step(loss)
+        return {"base/loss": loss.detach()}
+
+    def step(self, loss: Tensor) -> None:
+        """One gradient step of any loss (), which only the base learns from, and one step of the average."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=self._parameters)
         self.optimizer.step()
         ema_update(self.average, self.online, 1 - self.tau)
-        return {"base/loss": loss.detach()}
+
+
+class BestCandidate(DeployedPolicy):
+    """The sample with the highest value, in env units.
+
+    Args:
+        policy: what is sampled.
+        critic: values of actions.
+        value: from the values of its heads (E, M, N) to those that choose (M, N).
+        candidates: M.
+    """
+
+    def __init__(
+        self, policy: GenerativePolicy, critic: CriticEnsemble, value: Callable[[Tensor], Tensor], candidates: int
+    ) -> None:
+        super().__init__()
+        self.policy, self.critic, self.execute, self._value = policy, critic, policy.execute, value
+        self.noise_shape = (candidates, *policy.action_shape)
+
+    def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
+        """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units."""
+        assert noise is not None
+        features = self.policy.encode(obs)
+        candidates = draw(self.policy, features, noise.transpose(0, 1))
+        best = argmax(self._value(self.critic(features, candidates)), candidates)
+        return self.policy.action_normalizer.inverse(best.actions)

@@ -194,6 +194,23 @@ class ReplayBuffer:
         """
         if not len(self) or self._returns_of == (self.added, gamma):
             return
+        value = self._to_go(gamma)
+        if "return_to_go" not in self._fields:
+            self._fields["return_to_go"] = value.new_zeros(self.capacity)
+        self._fields["return_to_go"][: len(self)] = value
+        self._returns_of = self.added, gamma
+
+    def return_range(self) -> tuple[float, float]:
+        """The lowest and the highest undiscounted return of the episodes whose end is stored."""
+        following = self._fields["successor"][: len(self)]
+        first = torch.ones_like(following, dtype=torch.bool)
+        first[following[following != _NONE]] = False
+        returns = self._to_go(1.0)[first]
+        low, high = returns[returns.isfinite()].aminmax()
+        return low.item(), high.item()
+
+    def _to_go(self, gamma: float) -> Tensor:
+        """Discounted rewards from each decision to the end of its episode; -inf where that is not known."""
         stored = {name: self._fields[name][: len(self)] for name in ("rewards", "executed", "successor")}
         value, following = chunk_rewards(stored["rewards"], gamma), stored["successor"]
         discount, going_on = gamma ** stored["executed"].to(value.dtype), torch.zeros_like(following, dtype=torch.bool)
@@ -204,10 +221,7 @@ class ReplayBuffer:
             discount = torch.where(linked, discount * discount[row], discount)
             going_on = torch.where(linked, going_on[row], going_on)
             following = torch.where(linked, following[row], following)
-        if "return_to_go" not in self._fields:
-            self._fields["return_to_go"] = value.new_zeros(self.capacity)
-        self._fields["return_to_go"][: len(self)] = value.masked_fill(going_on, -torch.inf)
-        self._returns_of = self.added, gamma
+        return value.masked_fill(going_on, -torch.inf)
 
     def state_dict(self) -> State:
         """The rows that were filled, and where the ring stands."""

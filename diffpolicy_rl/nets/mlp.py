@@ -198,6 +198,7 @@ class ConditionMLP(DenoisingNet):
         two_times: not used.
         hidden: see ``ResidualTrunk``.
         activation: a name in ``ACTIVATIONS``.
+        squash: whether predictions end in a tanh, and so inside the range of the data.
     """
 
     def __init__(
@@ -208,16 +209,18 @@ class ConditionMLP(DenoisingNet):
         two_times: bool,
         hidden: tuple[int, ...] = (256, 256, 256),
         activation: Literal["relu", "mish", "gelu", "tanh"] = "tanh",
+        squash: bool = False,
     ) -> None:
         super().__init__()
-        self.action_shape = (horizon, action_dim)
+        self.action_shape, self.squash = (horizon, action_dim), squash
         self.net = ResidualMLP(cond_dim, hidden, horizon * action_dim, activation)
         *_, last = self.net.modules()
         shrink(last, 0.01)  # actions near the middle of their range at first (Andrychowicz et al. 2021, section 3.2)
 
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """The whole prediction (..., H D)."""
-        return (self.net(cond),)
+        prediction = self.net(cond)
+        return (prediction.tanh() if self.squash else prediction,)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
         """The prediction (..., H, D), whatever x is."""

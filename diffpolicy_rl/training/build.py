@@ -81,12 +81,14 @@ def phase_component(config: TrainConfig, phase: str) -> Component:
 
 
 def phases_of(config: TrainConfig) -> tuple[str, ...]:
-    """The phases of a run, in order; a run that starts from another's policy clones nothing."""
+    """The phases of a run, in order: no cloning where it starts from another's policy, only those with a budget."""
     phases: tuple[str, ...] = getattr(target(config.agent["_target_"]), "phases", ())
-    left = tuple(phase for phase in phases if phase != "bc") if config.base else phases
+    replaced = {"bc": config.base, "online": not config.budget.env_steps}
+    left = tuple(phase for phase in phases if not replaced.get(phase))
     if not left:
-        agent = config.agent["_target_"]
-        raise UserError(f"{agent} has no phase to run" + (" but cloning, which base= replaces" if phases else ""))
+        reasons = {"bc": "cloning, which base= replaces", "online": "acting, which budget.env_steps=0 rules out"}
+        but = " and ".join(reasons[phase] for phase in phases)
+        raise UserError(f"{config.agent['_target_']} has no phase to run" + (f" but {but}" if but else ""))
     return left
 
 

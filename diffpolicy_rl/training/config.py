@@ -85,7 +85,7 @@ class BudgetConfig:
     Attributes:
         bc_steps: gradient steps of behaviour cloning.
         offline_steps: gradient steps on demonstrations by agents that learn offline before they act.
-        env_steps: env steps of online learning, at most, but one iteration.
+        env_steps: env steps of online learning, at most, but one iteration; 0 for none.
         decisions: T, decisions of each env per iteration.
         replay: decisions that agents which learn from replay keep; the oldest go first.
         bc_eval_every: behaviour-cloning iterations between evaluations.
@@ -96,19 +96,21 @@ class BudgetConfig:
     """
 
     bc_steps: int = 4000
-    offline_steps: int = 10_000
+    offline_steps: int = 50_000
     env_steps: int = 480_000
     decisions: int = 100
     replay: int = 1_000_000
     bc_eval_every: int = 1000
-    offline_eval_every: int = 1000
+    offline_eval_every: int = 25
     eval_every: int = 5
     eval_episodes: int = 40
     final_episodes: int = 80
 
     def __post_init__(self) -> None:
         """Refuse a budget of nothing."""
-        require_positive(**dataclasses.asdict(self))
+        require_positive(**{name: value for name, value in dataclasses.asdict(self).items() if name != "env_steps"})
+        if self.env_steps < 0:
+            raise UserError(f"budget.env_steps={self.env_steps} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""A policy that clones replay and climbs critics: what TD3+BC, Diffusion-QL and OFQL have in common.
+
+They differ in the policy, and in settings. Its loss is L = L_BC - eta E[Q(s, a)] / E|Q(s, a)|, with actions a that are
+drawn from the policy and differentiated through all its moves (Wang et al. 2022, arXiv 2208.06193, eq. 3).
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.agents._candidates import BestCandidate, ClonedBase, draw
+from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
+from diffpolicy_rl.agents._replay import Critics
+from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.nets.linear import fixed_weights
+from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.types import DeployedPolicy
+
+
+@dataclass(frozen=True)
+class GuidedConfig(OfflineConfig):
+    """Settings of policies that clone and climb, beside those of ``OfflineConfig``.
+
+    Attributes:
+        eta: weight of the values, which are divided by their mean size.
+        policy_tau: how far the policy that acts, and that TD targets see, moves to the one that learns at its steps.
+        policy_every: critic steps per step of the policy.
+        candidates: M, samples to choose from when acting; the one with the highest value is taken.
+        max_backup: samples at the next observation, of which the best counts in TD targets.
+    """
+
+    eta: float = 1.0
+    policy_tau: float = 0.005
+    policy_every: int = 1
+    candidates: int = 16
+    max_backup: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no policy could learn with."""
+        super().__post_init__()
+        require_positive(policy_tau=self.policy_tau, policy_every=self.policy_every)
+        require_positive(candidates=self.candidates, max_backup=self.max_backup)
+        if self.eta < 0:
+            raise UserError(f"eta={self.eta} must not be negative")
+
+
+Settings = TypeVar("Settings", bound=GuidedConfig)
+
+
+class Guided(OfflineAgent[Settings]):
+    """Regression on replay, with the gradient of the critics on top.
+
+    Raises:
+        UserError: if the policy predicts more actions than are executed.
+    """
+
+    _parts = (*OfflineAgent._parts, "base", "critics")
+
+    def __init__(self, policy: GenerativePolicy, config: Settings, *, iterations: int, seed: int) -> None:
+        self.base = ClonedBase(policy, config.policy_lr, config.policy_tau)
+        super().__init__(self.base.average, config, iterations=iterations, seed=seed)
+        self.critics = Critics(policy.features, policy.action_shape, config, policy.device)
+
+    def _learn(self, batch: Decisions) -> dict[str, Tensor]:
+        """One step of the critics, and with every ``policy_every``-th one of the policy."""
+        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
+        with torch.no_grad(), fixed_weights(self.policy):
+            target = batch.reward + batch.discount * self._future(after)
+        metrics = self.critics.learn(features, batch.action, target)
+        if self.critic_steps % self.config.policy_every == self.config.policy_every - 1:
+            metrics |= self._improve(batch, features)
+            self.gradient_steps += 1
+        return metrics
+
+    def _future(self, features: Tensor) -> Tensor:
+        """Values (B,) to bootstrap from at features (B, F)."""
+        if self.config.max_backup == 1:
+            return self.critics.target_value(features, self._next_action(features), self.generator)
+        noise = self._noise(self.config.max_backup, len(features), *self.policy.action_shape)
+        values = self.critics.target(features, draw(self.policy, features, noise))
+        return self.critics.value(values.amax(1), self.generator)
+
+    def _next_action(self, features: Tensor) -> Tensor:
+        """What TD targets take to be done (B, A, D) at features (B, F)."""
+        return self._sampled(self.policy, features)
+
+    def _sampled(self, policy: GenerativePolicy, features: Tensor) -> Tensor:
+        return policy.sample(features, self._noise(len(features), *policy.action_shape), features=features)
+
+    def _improve(self, batch: Decisions, features: Tensor) -> dict[str, Tensor]:
+        """One step of the policy, against one critic drawn at random: it cannot settle on the errors of either."""
+        cloning, action = self._proposal(batch, features)
+        head = torch.randint(self.config.critics, (1,), generator=self.generator).to(features.device)
+        value = self.critics.online.some(head, features, action)
+        climbing = -value.mean() / value.detach().abs().mean()
+        self.base.step(cloning + self.config.eta * climbing)
+        return {"policy/cloning": cloning.detach(), "policy/value": value.detach().mean()}
+
+    def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The cloning loss (), and actions (B, A, D) that carry the policy's gradient."""
+        policy = self.base.online
+        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
+        return loss, self._sampled(policy, features)
+
+    def _deployed(self) -> DeployedPolicy:
+        if self.config.candidates == 1:
+            return self.policy.deploy()
+        return BestCandidate(self.policy, self.critics.target, self.critics.hope, self.config.candidates)

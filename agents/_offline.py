@@ -1,0 +1,53 @@
+"""What agents share that learn a policy and critics from data alone, and may go on with what they live through."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.agents._replay import ReplayAgent, ReplayConfig
+from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.experience.replay import Mixing
+from diffpolicy_rl.types import Extras, Obs
+
+
+@dataclass(frozen=True)
+class OfflineConfig(ReplayConfig):
+    """Settings of agents that learn from data first, beside those of ``ReplayConfig``.
+
+    Attributes:
+        policy_lr: learning rate of the policy.
+        exploration: std of the noise on deployed actions while exploring online, in normalised units.
+    """
+
+    mixing: Mixing = "proportional"
+    policy_lr: float = 3e-4
+    exploration: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that leave nothing to learn from."""
+        super().__post_init__()
+        require_positive(policy_lr=self.policy_lr)
+        if self.mixing == "none":
+            raise UserError("mixing=none leaves no data to learn from offline; use mixing=half or proportional")
+        if self.exploration < 0:
+            raise UserError(f"exploration={self.exploration} must not be negative")
+
+
+Settings = TypeVar("Settings", bound=OfflineConfig)
+
+
+class OfflineAgent(ReplayAgent, Generic[Settings]):
+    """Learns from data; online, it does what it would do deployed, with a little noise."""
+
+    phases: ClassVar[tuple[str, ...]] = ("offline", "online")
+    config: Settings
+
+    def _decision(self, obs: Obs) -> tuple[Tensor, Extras]:
+        action = self.policy.action_normalizer(self._deployed_action(obs))
+        noise = self.config.exploration * self._noise(*action.shape)
+        return torch.clamp(action + noise, -1, 1), {}
+
+    def _first_decision(self, obs: Obs) -> tuple[Tensor, Extras]:
+        return self._decision(obs)  # it has learned offline

@@ -1,0 +1,70 @@
+"""DQL: a diffusion policy differentiated through its whole chain (Wang et al. 2022, arXiv 2208.06193).
+
+With ``one_pass`` it is EDP instead (Kang et al. 2023, arXiv 2305.20081): the action that the critics judge is what the
+cloning loss's own forward says the clean action is, so that no chain is run to learn.
+
+Differences from the public code: moves are DDIM's, without noise of their own; of the candidates the best acts, instead
+of one drawn from softmax(Q) at whatever scale Q has; the moving average of the policy acts, too, and follows from the
+first step; values are divided by the mean size of the same critic's; critics normalise their layers, and have ReLUs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.agents._guided import Guided, GuidedConfig
+from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.nets.base import Context, DenoisingNet
+from diffpolicy_rl.policies.policy import GenerativePolicy
+
+
+@dataclass(frozen=True)
+class DQLConfig(GuidedConfig):
+    """Settings of DQL, beside those of ``GuidedConfig``.
+
+    Attributes:
+        one_pass: judge the clean action that the cloning loss's forward implies, as EDP does, instead of a sample.
+    """
+
+    one_pass: bool = False
+
+
+class DQL(Guided[DQLConfig]):
+    """Diffusion Q-learning; what it is given may be any policy that denoises."""
+
+    Config = DQLConfig
+
+    def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.one_pass:
+            return super()._proposal(batch, features)
+        policy, net = self.base.online, _Remembering(self.base.online.net)
+        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, net=net, generator=self.generator).mean()
+        return loss, net.clean_action(policy)
+
+
+class _Remembering(DenoisingNet):
+    """A net that keeps what it was asked last, and its answer."""
+
+    x: Tensor
+    t: Tensor
+    pred: Tensor
+
+    def __init__(self, net: DenoisingNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
+        """The net's."""
+        self.t = t
+        return self.net.context(t, s, cond)
+
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
+        """The net's prediction."""
+        self.x, self.pred = x, self.net.denoise(x, context)
+        return self.pred
+
+    def clean_action(self, policy: GenerativePolicy) -> Tensor:
+        """The action (B, H, D) that one move from there to the end of the chain leads to (Kang et al. 2023, eq. 8)."""
+        t = self.t.double().view(-1, 1, 1)
+        return policy.process.step(self.x, self.pred, t, torch.ones_like(t), 0.0)[0]

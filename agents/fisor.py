@@ -1,0 +1,110 @@
+"""FISOR: reward where states can be kept safe, the least violation where they cannot (Zheng et al. 2024, 2401.10700).
+
+Safety is a hard constraint h(s) <= 0 at all times. The feasibility value V_h(s) is the largest violation still to come
+under the safest actions of the data, by Hamilton-Jacobi reachability: states with V_h <= 0 can be kept safe. One
+weighted regression of the policy then does both: inside, advantages of reward count for actions that stay inside;
+outside, advantages of safety count.
+
+Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffpolicy_rl.agents._candidates import BestCandidate
+from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
+from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.types import DeployedPolicy
+
+
+@dataclass(frozen=True)
+class FISORConfig(ImplicitConfig):
+    """Settings of FISOR, beside those of ``ImplicitConfig``.
+
+    Attributes:
+        violation: h of a decision that cost something; one that cost nothing has -1.
+        reward_temperature: what advantages of reward are multiplied by in the exponent.
+        cost_temperature: the same of safety.
+        max_reward_weight: bound on the exponential.
+        max_cost_weight: the same of safety.
+        candidates: M, samples of which the safest acts.
+    """
+
+    expectile: float = 0.9
+    violation: float = 25.0
+    reward_temperature: float = 3.0
+    cost_temperature: float = 5.0
+    max_reward_weight: float = 100.0
+    max_cost_weight: float = 150.0
+    candidates: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse weights that order nothing."""
+        super().__post_init__()
+        require_positive(violation=self.violation, candidates=self.candidates)
+        require_positive(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
+        require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
+
+
+class FISOR(ImplicitAgent[FISORConfig]):
+    """Feasibility-guided safe offline RL."""
+
+    Config = FISORConfig
+    phases: ClassVar[tuple[str, ...]] = ("offline",)
+    _parts = (*ImplicitAgent._parts, "feasibility")
+
+    def __init__(self, policy: GenerativePolicy, config: FISORConfig, *, iterations: int, seed: int) -> None:
+        super().__init__(policy, config, iterations=iterations, seed=seed)
+        # Low values are good here: the expectile is reversed, and the worse of two critics is the higher one.
+        shape, expectile = policy.action_shape, 1 - config.expectile
+        self.feasibility = ImplicitValues(policy.features, shape, config, policy.device, expectile, lambda q: q.amax(0))
+
+    def _learn(self, batch: Decisions) -> dict[str, Tensor]:
+        """One step of both values, and one of the policy."""
+        if "costs" not in batch.extras:
+            raise UserError("agent=fisor learns from costs, which the data does not have; give data with costs")
+        features, after = self._encode(batch)
+        q, value, metrics = self._learn_values(batch, features, after)
+        violation = torch.where(batch.extras["costs"].amax(-1) > 0, self.config.violation, -1.0)
+        q_h, value_h, of_safety = self.feasibility.learn(
+            features, after, batch.action, lambda following: feasibility_target(violation, batch.discount, following)
+        )
+        weights = fisor_weights(q, value, q_h, value_h, self.config)
+        metrics |= {f"safety/{name}": figure for name, figure in of_safety.items()}
+        metrics["safety/feasible"] = (value_h <= 0).float().mean()
+        return metrics | self._clone(batch, weights)
+
+    def _deployed(self) -> DeployedPolicy:
+        critics = self.feasibility.critics
+        return BestCandidate(self.policy, critics.target, lambda values: -values.amax(0), self.config.candidates)
+
+
+def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:
+    """(1 - gamma) h + gamma max(h, V_h(s')), and h where the episode ended (Zheng et al. 2024, eq. 5).
+
+    Args:
+        violation: h (B,).
+        discount: gamma (B,), 0 where the episode terminated.
+        following: V_h(s') (B,).
+    """
+    return (1 - discount) * violation + discount * torch.maximum(violation, following)
+
+
+def fisor_weights(q: Tensor, value: Tensor, q_h: Tensor, value_h: Tensor, config: FISORConfig) -> Tensor:
+    """How much each action of the data counts in cloning (B,) (Zheng et al. 2024, eq. 9).
+
+    Args:
+        q: Q(s, a) of reward (B,).
+        value: V(s) of reward (B,).
+        q_h: Q_h(s, a) of feasibility (B,).
+        value_h: V_h(s) of feasibility (B,).
+        config: temperatures and bounds.
+    """
+    rewarding = (config.reward_temperature * (q - value)).exp().clamp(max=config.max_reward_weight)
+    safer = (config.cost_temperature * (value_h - q_h)).exp().clamp(max=config.max_cost_weight)
+    return torch.where(value_h > 0, safer, torch.where(q_h <= 0, rewarding, 0.0))
