@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffpolicy_rl.nets.embeddings import STEPS
 from diffpolicy_rl.nets.mlp import DenoisingMLP
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.policy import GenerativePolicy
@@ -17,8 +18,10 @@ def _one_thread():
 def make_policy():
     """Small policies: O = 3, D = 2, H = 4, A = 2."""
 
-    def build(process: Process, steps: int, horizon: int = 4, execute: int = 2, width: int = 32) -> GenerativePolicy:
-        net = DenoisingMLP(horizon, 2, 3, process.two_times, hidden=(width,) * 3)
+    def build(
+        process: Process, steps: int, horizon: int = 4, execute: int = 2, width: int = 32, time_scale: float = STEPS
+    ) -> GenerativePolicy:
+        net = DenoisingMLP(horizon, 2, 3, process.two_times, hidden=(width,) * 3, time_scale=time_scale)
         return GenerativePolicy(net, process, Normalizer((3,)), Normalizer((2,)), horizon, execute, steps)
 
     return build

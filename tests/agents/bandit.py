@@ -37,6 +37,7 @@ def bandit_replay(agent, decisions=8, num_envs=32, target=0.5, lasting=False, ex
     for _ in range(decisions):
         action, extras = agent.act(obs, explore=True)
         rewards = -(action - target).square().mean(-1)
+        extras["costs"] = (rewards < -0.5).float()
         experience.online.add(obs, extras, rewards, executed, ended, not_truncated, obs)
         agent.reset(ended)
     return experience

@@ -5,8 +5,14 @@ import torch
 
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
+from diffpolicy_rl.agents.dql import DQL, DQLConfig
 from diffpolicy_rl.agents.dsrl import DSRL, DSRLConfig
 from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
+from diffpolicy_rl.agents.fisor import FISOR, FISORConfig
+from diffpolicy_rl.agents.fql import FQL, FQLConfig
+from diffpolicy_rl.agents.idql import IDQL, IDQLConfig
+from diffpolicy_rl.agents.iql import IQL, IQLConfig
+from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
@@ -14,6 +20,7 @@ from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
 from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
 from diffpolicy_rl.agents.rlpd import RLPD, RLPDConfig
 from diffpolicy_rl.agents.sac import SAC, SACConfig
+from diffpolicy_rl.agents.td3_bc import TD3BC, TD3BCConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
@@ -32,7 +39,9 @@ PROCESSES = {
     "x0": (DDPM(levels=4, prediction="x0"), 4),
     "flow": (RectifiedFlow(), 4),
     "shortcut": (Shortcut(), 4),
+    "unclipped": (RectifiedFlow(clip=None), 4),
     "meanflow": (MeanFlow(), 2),
+    "one_step": (MeanFlow(), 1),
     "consistency": (Consistency(), 2),
     "gaussian": (Gaussian(), 1),
 }
@@ -52,13 +61,28 @@ AGENTS = {
     "pa_rl": (PARL, PARLConfig(**REPLAY)),
     "residual_sac": (ResidualSAC, ResidualSACConfig(**SOFT)),
     "resip": (ResiP, ResiPConfig(hidden=(8,), **CHAIN)),
+    "dql": (DQL, DQLConfig(**REPLAY)),
+    "edp": (DQL, DQLConfig(one_pass=True, max_backup=3, **REPLAY)),
+    "ofql": (OFQL, OFQLConfig(**REPLAY)),
+    "fql": (FQL, FQLConfig(**REPLAY)),
+    "idql": (IDQL, IDQLConfig(**REPLAY)),
+    "iql": (IQL, IQLConfig(**REPLAY)),
+    "td3_bc": (TD3BC, TD3BCConfig(policy_every=1, **REPLAY)),
+    "fisor": (FISOR, FISORConfig(**REPLAY)),
 }
-HORIZONS = {"expo": 2, "pa_rl": 2}  # 4 where not given; they clone what was executed
+CLONING = ("expo", "pa_rl", "dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc", "fisor")  # what was executed: H = A
 REFUSED = {
     ("dsrl-na", "gaussian"): "Gaussian policy's action does not depend",
     ("dsrl-sac", "gaussian"): "Gaussian policy's action does not depend",
     ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
-    **{("ppo", process): "policy=gaussian" for process in PROCESSES if process != "gaussian"},
+    **{
+        (name, process): "policy=gaussian"
+        for name in ("ppo", "td3_bc")
+        for process in PROCESSES
+        if process != "gaussian"
+    },
+    **{("ofql", process): "policy=meanflow policy.steps=1" for process in PROCESSES if process != "one_step"},
+    **{("fql", process): "process.clip=null" for process in PROCESSES if process != "unclipped"},
 }
 ALL = [(agent, process) for agent in AGENTS for process in PROCESSES]
 
@@ -73,7 +97,7 @@ class TwoWindows:
 
 def build(make_policy, agent, process):
     cls, config = AGENTS[agent]
-    policy = make_policy(*PROCESSES[process], horizon=HORIZONS.get(agent, 4))
+    policy = make_policy(*PROCESSES[process], horizon=2 if agent in CLONING else 4)
     return cls(policy, config, iterations=3, seed=0)
 
 

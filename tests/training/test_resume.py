@@ -68,6 +68,8 @@ STOPS = {
     "pa_rl": (4, 5, 7),
     "resip": (2, 3, 5),
     "residual_sac": (2, 3, 5),
+    **dict.fromkeys(("dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc"), (1, 2, 4)),
+    "fisor": (1,),
 }
 
 

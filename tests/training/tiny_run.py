@@ -1,13 +1,21 @@
 """A whole run small enough for a test."""
 
+import dataclasses
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diffpolicy_rl.data.catalog import resolve as resolve_data
+from diffpolicy_rl.data.d4rl import read, write
 from diffpolicy_rl.training.config import TrainConfig, resolve
 
 PPO = {"minibatch": 16, "critic_hidden": [8]}
 REPLAY = {"utd": 0.25, "batch": 8, "prefill": 20, "critic_hidden": [8]}
 SOFT = {"actor_hidden": [8], **REPLAY}
+OFFLINE = {"steps": 3} | REPLAY
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -23,6 +31,14 @@ AGENTS: dict[str, dict[str, Any]] = {
     "pa_rl": {"_target_": "diffpolicy_rl.agents.pa_rl.PARL", "steps": 3, "value_range": [-10, 400]} | REPLAY,
     "residual_sac": {"_target_": "diffpolicy_rl.agents.residual_sac.ResidualSAC", "critics": 2} | SOFT,
     "resip": {"_target_": "diffpolicy_rl.agents.resip.ResiP", "hidden": [8]} | PPO,
+    "dql": {"_target_": "diffpolicy_rl.agents.dql.DQL"} | OFFLINE,
+    "edp": {"_target_": "diffpolicy_rl.agents.dql.DQL", "one_pass": True, "max_backup": 2} | OFFLINE,
+    "ofql": {"_target_": "diffpolicy_rl.agents.ofql.OFQL"} | OFFLINE,
+    "fql": {"_target_": "diffpolicy_rl.agents.fql.FQL"} | OFFLINE,
+    "idql": {"_target_": "diffpolicy_rl.agents.idql.IDQL"} | OFFLINE,
+    "iql": {"_target_": "diffpolicy_rl.agents.iql.IQL"} | OFFLINE,
+    "td3_bc": {"_target_": "diffpolicy_rl.agents.td3_bc.TD3BC"} | OFFLINE,
+    "fisor": {"_target_": "diffpolicy_rl.agents.fisor.FISOR"} | OFFLINE,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
@@ -31,7 +47,19 @@ POLICIES: dict[str, dict[str, Any]] = {
         "net": {"_target_": "diffpolicy_rl.nets.mlp.ConditionMLP", "hidden": [16]},
         "steps": 1,
     },
+    "ofql": {"process": {"_target_": "diffpolicy_rl.policies.meanflow.MeanFlow"}, "net": MLP, "steps": 1},
+    "fql": {"process": {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow", "clip": None}, "net": MLP},
 }
+POLICIES["td3_bc"] = POLICIES["ppo"]
+
+
+@functools.cache
+def costly_data() -> str:
+    """The packaged hopper's file with costs: of every step above a speed."""
+    shown = read(resolve_data("hopper"))
+    path = Path(tempfile.mkdtemp()) / "costly.hdf5"
+    write(path, dataclasses.replace(shown, costs=(shown.observations[:, 5] > 1).astype(np.float32)))
+    return str(path)
 
 
 def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
@@ -40,7 +68,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
         "agent": AGENTS[agent],
         "bc": BC,
         "env": {"id": "Hopper-v5", "num_envs": 3},
-        "data": {"path": "hopper"},
+        "data": {"path": costly_data() if agent == "fisor" else "hopper"},
         "policy": POLICIES.get(agent, {"net": MLP}),
         "budget": {
             "bc_steps": 9,

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from diffpolicy_rl.agents.fisor import FISOR, FISORConfig, feasibility_target, fisor_weights
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.policies.ddpm import DDPM
+from tests.agents.offline_bandit import SMALL, corners, learned, shares, stored
+
+
+def test_feasibility_on_a_chain_is_the_largest_violation_to_come():
+    """Iterated to its fixed point, as gamma goes to 1: dynamic programming over the largest h ahead."""
+    h = torch.tensor([-1.0, -1.0, 25.0, -1.0, -1.0], dtype=torch.float64)
+    discount = torch.tensor([0.9999] * 4 + [0.0], dtype=torch.float64)
+    value = torch.zeros(5, dtype=torch.float64)
+    for _ in range(20):
+        value = feasibility_target(h, discount, torch.cat([value[1:], value[:1]]))
+    torch.testing.assert_close(value, torch.tensor([25.0, 25, 25, -1, -1]).double(), atol=0.01, rtol=0)
+
+
+def test_feasibility_by_hand():
+    target = feasibility_target(
+        torch.tensor([-1.0, 25.0, 25.0]), torch.tensor([0.9, 0.9, 0.0]), torch.tensor([4.0] * 3)
+    )
+    torch.testing.assert_close(target, torch.tensor([0.1 * -1 + 0.9 * 4, 25.0, 25.0]))
+
+
+@pytest.mark.parametrize(
+    ("q", "value", "q_h", "value_h", "weight"),
+    [
+        (1.0, 0.9, -0.5, -0.2, torch.tensor(0.3).exp()),  # safe state, safe action: by reward
+        (9.0, 0.0, -0.5, -0.2, 100.0),  # the same, capped
+        (9.0, 0.0, 0.1, -0.2, 0.0),  # safe state, unsafe action: never
+        (9.0, 0.0, 0.1, 0.2, torch.tensor(0.5).exp()),  # unsafe state: by how much safer, whatever the reward
+        (9.0, 0.0, -9.0, 0.2, 150.0),  # the same, capped
+    ],
+)
+def test_weights(q, value, q_h, value_h, weight):
+    numbers = (torch.tensor([number]) for number in (q, value, q_h, value_h))
+    torch.testing.assert_close(fisor_weights(*numbers, FISORConfig()), torch.as_tensor([weight]).float())
+
+
+def fisor(make_policy, **changes):
+    policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
+    config = FISORConfig(**(SMALL | {"steps": 200, "policy_tau": 0.05} | changes))
+    agent = FISOR(policy, config, iterations=1, seed=0)
+    agent.reward_scale = 1.0
+    return agent
+
+
+def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
+    """The last corner pays 5 and costs; the first pays 3 and does not."""
+    agent = learned(fisor(make_policy, violation=5.0), corners(costs=torch.tensor([0.0, 0.0, 0.0, 1.0])))
+    assert shares(agent.deploy())[3] < 0.01
+    cloned = shares(agent.policy.deploy())
+    assert cloned[0] > 0.8
+    assert cloned[3] < 0.02
+
+
+def test_learns_the_reversed_expectile_of_feasibility(make_policy):
+    """Half of the actions cost: what is safe is what the safest actions of the data are."""
+    costs = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    agent = learned(fisor(make_policy, expectile=0.99, critic_lr=1e-2), corners(costs=costs))
+    with torch.no_grad():
+        value = agent.feasibility.value(torch.zeros(1, 3)).item()
+        both = torch.tensor([[[0.8, 0.8]], [[0.8, -0.8]]])
+        of_actions = agent.feasibility.critics.online(torch.zeros(2, 3), both).mean(0)
+    assert -1.2 < value < 0
+    torch.testing.assert_close(of_actions, torch.tensor([25.0, -1.0]), atol=1.0, rtol=0)
+
+
+def test_data_without_costs_is_refused(make_policy):
+    with pytest.raises(UserError, match="learns from costs, which the data does not have"):
+        fisor(make_policy).update(stored(torch.zeros(4, 1, 2), torch.arange(4.0)))
+
+
+@pytest.mark.parametrize("name", ["violation", "reward_temperature", "max_cost_weight", "candidates"])
+def test_what_makes_no_sense_is_refused(name):
+    with pytest.raises(UserError, match=f"{name}=0 must be above 0"):
+        FISORConfig(**{name: 0})

@@ -1,0 +1,187 @@
+"""Policies that clone and climb: DQL, EDP, OFQL, TD3+BC."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from diffpolicy_rl.agents.dql import DQL, DQLConfig
+from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
+from diffpolicy_rl.agents.td3_bc import TD3BC, TD3BCConfig
+from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.policies.ddpm import DDPM
+from diffpolicy_rl.policies.flow import RectifiedFlow
+from diffpolicy_rl.policies.meanflow import MeanFlow
+from tests.agents.offline_bandit import SMALL, corners, deterministic, learned, shares
+
+
+def dql(make_policy, **changes):
+    policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
+    return DQL(policy, DQLConfig(**(SMALL | changes)), iterations=1, seed=0)
+
+
+def batch(rows=5):
+    return Decisions(
+        obs=torch.randn(rows, 3), action=torch.randn(rows, 1, 2), mask=torch.ones(rows, 1, dtype=torch.bool),
+        reward=torch.randn(rows), discount=torch.rand(rows), next_obs=torch.randn(rows, 3),
+        extras={}, next_extras={}, followed=torch.ones(rows, dtype=torch.bool),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def agent(make_policy):
+    made = dql(make_policy)
+    with torch.no_grad():
+        for parameter in made.base.online.net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # the average is another policy
+        for parameter in made.critics.target.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def targets(agent, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(agent.critics, "learn", lambda *arguments: seen.append(arguments) or {})
+    monkeypatch.setattr(agent, "_improve", lambda *arguments: {})
+    agent._learn(data)
+    return seen[0][2]
+
+
+def test_td_target_by_hand(agent, monkeypatch):
+    data, generator = batch(), torch.Generator().set_state(agent.generator.get_state())
+    with torch.no_grad():
+        action = agent.policy.sample(data.next_obs, torch.randn(5, 1, 2, generator=generator))
+        future = agent.critics.target(data.next_obs, action).amin(0)
+    torch.testing.assert_close(targets(agent, data, monkeypatch), data.reward + data.discount * future)
+
+
+def test_max_backup_takes_each_critics_best_of_several_samples(agent, monkeypatch):
+    agent.config = dataclasses.replace(agent.config, max_backup=4)
+    data, generator = batch(), torch.Generator().set_state(agent.generator.get_state())
+    with torch.no_grad():
+        noise = torch.randn(4, 5, 1, 2, generator=generator)
+        values = [agent.critics.target(data.next_obs, agent.policy.sample(data.next_obs, part)) for part in noise]
+    future = torch.stack(values).amax(0).amin(0)
+    torch.testing.assert_close(targets(agent, data, monkeypatch), data.reward + data.discount * future)
+
+
+def test_policy_step_by_hand(agent):
+    """Cloning loss less eta times the drawn critic's value, over its mean size, through the whole chain."""
+    agent.config = dataclasses.replace(agent.config, eta=0.7)
+    agent.base.optimizer = torch.optim.SGD(agent.base.online.net.parameters(), lr=0.1)
+    data, generator = batch(), torch.Generator().set_state(agent.generator.get_state())
+    policy, critic = copy.deepcopy(agent.base.online), copy.deepcopy(agent.critics.online)
+    agent._improve(data, data.obs)
+
+    cloning = policy.loss(data.obs, data.action, mask=data.mask, generator=generator).mean()
+    action = policy.sample(data.obs, torch.randn(5, 1, 2, generator=generator))
+    value = critic(data.obs, action)[int(torch.randint(2, (1,), generator=generator))]
+    (cloning - 0.7 * value.mean() / value.detach().abs().mean()).backward()
+    for ours, before in zip(agent.base.online.net.parameters(), policy.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, before - 0.1 * before.grad)
+    assert all(parameter.grad is None for parameter in agent.critics.online.parameters())
+
+
+def test_one_pass_judges_what_the_noisy_action_says_of_the_clean_one(make_policy):
+    """EDP's eq. 8 by hand: (x_t - sqrt(1 - abar) eps) / sqrt(abar), inside the bounds."""
+    agent, data = dql(make_policy, one_pass=True), batch()
+    policy, generator = agent.base.online, torch.Generator().set_state(agent.generator.get_state())
+    _, action = agent._proposal(data, data.obs)
+    noise = torch.randn(5, 1, 2, generator=generator)
+    t, _ = policy.process.sample_times(5, generator)
+    abar = policy.process.alpha_bar(t.double()).float().view(-1, 1, 1)
+    x = abar.sqrt() * data.action + (1 - abar).sqrt() * noise
+    clean = (x - (1 - abar).sqrt() * policy.net(x, t, t, data.obs)) / abar.sqrt()
+    torch.testing.assert_close(action, clean.clamp(-1, 1))
+
+
+def test_critics_improve_no_one_else_and_the_best_candidate_acts(agent):
+    agent.critic_steps = 1
+    deployed, obs = agent.deploy(), torch.randn(5, 3)
+    noise = deployed.sample_noise(5)
+    assert noise.shape == (5, 16, 1, 2)
+    with torch.no_grad():
+        candidates = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(16)])
+        best = agent.critics.target(obs, candidates).amin(0).argmax(0)
+        torch.testing.assert_close(deployed(obs, noise), candidates[best, torch.arange(5)])
+
+
+LEARNERS = {
+    "dql": lambda make: dql(make, candidates=1, steps=200),
+    "edp": lambda make: dql(make, candidates=1, steps=200, one_pass=True, eta=10.0),
+    "ofql": lambda make: OFQL(
+        make(MeanFlow(), 1, horizon=1, execute=1, time_scale=3),
+        OFQLConfig(**SMALL, candidates=1, steps=200),
+        iterations=1,
+        seed=0,
+    ),
+    "td3_bc": lambda make: TD3BC(deterministic(), TD3BCConfig(**SMALL, steps=200), iterations=1, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_finds_the_corner_that_pays_most(make_policy, name):
+    agent = learned(LEARNERS[name](make_policy), corners())
+    assert shares(agent.deploy())[3] > 0.9
+
+
+def test_without_values_all_corners_are_cloned(make_policy):
+    agent = learned(dql(make_policy, eta=0.0, candidates=1, steps=200), corners())
+    torch.testing.assert_close(shares(agent.deploy()), torch.full((4,), 0.25), atol=0.08, rtol=0)
+
+
+def test_candidates_alone_find_the_corner(make_policy):
+    agent = learned(dql(make_policy, eta=0.0, candidates=16, steps=200), corners())
+    assert shares(agent.deploy())[3] > 0.95
+
+
+def test_td3_smooths_its_targets_inside_the_bounds():
+    agent = TD3BC(deterministic(), TD3BCConfig(**SMALL, smoothing=10.0, smoothing_clip=0.3), iterations=1, seed=0)
+    features = torch.randn(500, 3)
+    with torch.no_grad():
+        shift = agent._next_action(features) - agent.policy.sample(features)
+        assert shift.abs().max() <= 0.3 + 1e-6
+        assert shift.std() > 0.25
+
+
+def test_exploring_adds_noise_to_what_is_deployed():
+    agent = TD3BC(deterministic(), TD3BCConfig(**SMALL, exploration=0.2), iterations=1, seed=0)
+    obs = torch.zeros(4000, 3)
+    action, extras = agent.act(obs, explore=True)
+    assert torch.equal(action, extras["action"])
+    assert (action - agent.act(obs, explore=False)[0]).std().item() == pytest.approx(0.2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda make: dql(make, mixing="none"), "mixing=none leaves no data"),
+        (lambda make: dql(make, eta=-1.0), "eta=-1.0 must not be negative"),
+        (lambda make: dql(make, candidates=0), "candidates=0 must be above 0"),
+        (lambda make: dql(make, max_backup=0), "max_backup=0 must be above 0"),
+        (lambda make: dql(make, exploration=-0.1), "exploration=-0.1 must not be negative"),
+        (lambda make: TD3BCConfig(candidates=2), "set candidates=1 and max_backup=1"),
+        (lambda make: TD3BCConfig(smoothing=-1.0), "smoothing=-1.0 must not be negative"),
+        (
+            lambda make: TD3BC(make(RectifiedFlow(), 4, 1, 1), TD3BCConfig(), iterations=1, seed=0),
+            "use policy=gaussian",
+        ),
+        (
+            lambda make: OFQL(make(RectifiedFlow(), 1, 1, 1), OFQLConfig(), iterations=1, seed=0),
+            "use policy=meanflow policy.steps=1",
+        ),
+        (
+            lambda make: OFQL(make(MeanFlow(), 2, 1, 1), OFQLConfig(), iterations=1, seed=0),
+            "use policy=meanflow policy.steps=1",
+        ),
+        (
+            lambda make: DQL(make(DDPM(levels=5), 5), DQLConfig(), iterations=1, seed=0),
+            "policy.horizon=4 must equal policy.execute=2",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make_policy, build, message):
+    with pytest.raises(UserError, match=message):
+        build(make_policy)
