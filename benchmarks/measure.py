@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +13,7 @@ from diffpolicy_rl.training.threads import torch_threads
 Figures = dict[str, float]
 
 
-def take_turns(sides: dict[str, Callable[[], object]], repeats: int) -> Figures:
+def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> Figures:
     """Median seconds of each side; they run in turn, so that what else the machine does hits all alike."""
     for run in sides.values():
         run()

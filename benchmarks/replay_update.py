@@ -126,7 +126,7 @@ def check_equal_work(agent: Any, textbook: Callable[[Any], Textbook], experience
 
 
 def _modules(agent: Any) -> list[nn.Module]:
-    owners = [agent, *(getattr(agent, name) for name in ("critics", "soft_actor") if hasattr(agent, name))]
+    owners = [agent, *(getattr(agent, name) for name in ("critics", "soft_actor", "base") if hasattr(agent, name))]
     return [part for owner in owners for part in vars(owner).values() if isinstance(part, nn.Module)]
 
 

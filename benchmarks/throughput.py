@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ensemble as critic_ensemble
-from benchmarks import env_stepping, expo_update, sb3_speed
+from benchmarks import env_stepping, expo_update, offline_update, sb3_speed
 from benchmarks import replay_update as replay_agents
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
@@ -31,7 +31,8 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_USAGE = "python -m benchmarks.throughput env|sb3|sample|update|end_to_end|ensemble|replay_update|all [key=value ...]"
+_PARTS = "env|sb3|sample|update|end_to_end|ensemble|replay_update|offline|all"
+_USAGE = f"python -m benchmarks.throughput {_PARTS} [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
 
@@ -40,7 +41,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sb3, sample, update, end_to_end, ensemble, replay_update or all.
+        part: env, sb3, sample, update, end_to_end, ensemble, replay_update, offline or all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -56,7 +57,7 @@ class ThroughputConfig:
         out: a JSON file for the figures.
     """
 
-    part: Literal["env", "sb3", "sample", "update", "end_to_end", "ensemble", "replay_update", "all"]
+    part: Literal["env", "sb3", "sample", "update", "end_to_end", "ensemble", "replay_update", "offline", "all"]
     agent: str = "reinflow"
     env: str = "hopper"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -194,6 +195,11 @@ def replay_update(config: ThroughputConfig) -> dict[str, Figures]:
     return figures | {"expo": expo_update.compare(config.threads, config.turns)}
 
 
+def offline(config: ThroughputConfig) -> dict[str, Figures]:
+    """Updates of DQL against its public code's way, of OFQL against DQL, and decisions of both."""
+    return offline_update.compare(config.threads, config.turns)
+
+
 def _timed(owner: Any, method: str) -> list[float]:
     """Replace a method by one that adds its seconds to the returned cell."""
     spent, run = [0.0], getattr(owner, method)
@@ -247,6 +253,7 @@ PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "end_to_end": end_to_end,
     "ensemble": ensemble,
     "replay_update": replay_update,
+    "offline": offline,
 }
 
 if __name__ == "__main__":
