@@ -11,9 +11,11 @@ from typing import Literal
 
 from benchmarks import report
 from benchmarks.launchers import finished, run_local, run_slurm
+from benchmarks.records import Finished, write_results
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.training.run import read_config
 from diffpolicy_rl.training.threads import available_cores
 
 _USAGE = "python -m benchmarks.run suite=NAME [agents=NAME,...] [tasks=NAME,...] [seeds=N] [workers=N] [folder=FOLDER]"
@@ -71,10 +73,20 @@ def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
 
 
 def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
-    """Write the results of every agent all of whose seeds are finished."""
+    """Write what is finished to benchmarks/results: one file, or, of a suite without tasks, one per complete agent."""
+    if suite.tasks:
+        runs = [
+            Finished(summary.parent, read_config(summary.parent), task, agent)
+            for task in suite.tasks
+            for agent in suite.agents
+            for summary in sorted(folder.glob(f"{task}_{agent}_s[0-9]*/summary.json"))
+        ]
+        if runs:
+            print(f"wrote {write_results(name, suite.about, runs)}", flush=True)
+        return
     for agent, entry in suite.agents.items():
         runs = [folder / job.name for job in chosen if job.agent == agent]
-        if not suite.tasks and runs and all(map(finished, runs)):
+        if runs and all(map(finished, runs)):
             report.add(f"{name}_{agent}", runs, entry.variant)
 
 
