@@ -16,7 +16,7 @@ from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.build import phases_of
 from diffpolicy_rl.training.checkpoint import write_text
-from diffpolicy_rl.training.config import TrainConfig, to_plain
+from diffpolicy_rl.training.config import DataConfig, TrainConfig, to_plain
 from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.training.run import read_config
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NUMBERS = ("mean", "std", "ci_low", "ci_high", "episodes", "success", "cost")
 _CURVE = ("mean", "ci_low", "ci_high", "success", "cost")
-_OWN = ("seed", "run_dir", "base")  # settings in which the runs of one agent on one task may differ
+_OWN = ("seed", "run_dir", "base", "threads", "loggers", "video")  # in which runs of one agent on one task may differ
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find_runs(places: Iterable[Path], trust: Collection[str] = ()) -> list[Finis
         configs |= {folder: read_config(folder, trust) for folder in folders}
     sets: dict[str, set[str]] = defaultdict(set)
     for config in configs.values():
-        sets[config.env.id] |= {data_of(config)} - {""}
+        sets[config.env.id] |= {_data_name(config)} - {""}
     found = [
         Finished(folder, config, _task(config, sets[config.env.id]), agent_of(config).lower())
         for folder, config in configs.items()
@@ -106,8 +106,13 @@ def agent_of(config: TrainConfig) -> str:
 
 
 def _task(config: TrainConfig, sets: set[str]) -> str:
-    data = data_of(config)
-    return f"{config.env.id}, {Path(data).stem}" if data and len(sets) > 1 else config.env.id
+    data = _data_name(config)
+    return f"{config.env.id}, {data}" if data and len(sets) > 1 else config.env.id
+
+
+def _data_name(config: TrainConfig) -> str:
+    source = source_of(config)
+    return Path(str(source.path)).stem if source else ""
 
 
 def _without_seed(name: str) -> str:
@@ -146,39 +151,41 @@ def _refuse_unlike(runs: Sequence[Finished]) -> None:
 
 
 def _known_data(config: TrainConfig) -> dict[str, Any] | None:
+    source = source_of(config)
     try:
-        return describe_data(config)
+        return describe_data(source)
     except UserError:  # the file is no longer where it was
-        return {"path": data_of(config)}
+        return {"path": source.path if source else None}
 
 
-def data_of(config: TrainConfig) -> str:
-    """Path or name of the data that a run, or the one it starts from, learned from; empty if from none known."""
+def source_of(config: TrainConfig) -> DataConfig | None:
+    """The data that a run, or the one it starts from, learned from; None if from none that is known."""
     if config.base:
         try:
-            return data_of(read_config(Path(config.base)))
+            return source_of(read_config(Path(config.base)))
         except UserError:  # the base is no longer where it was
-            return ""
+            return None
     learns = config.agent.get("mixing", "none") != "none" or not {"bc", "offline"}.isdisjoint(phases_of(config))
-    return str(config.data.path or "") if learns else ""
+    return config.data if learns and config.data.path else None
 
 
-def describe_data(config: TrainConfig) -> dict[str, Any] | None:
-    """What a run learned from, and how well that does: returns, and costs if any; None if it learned from no data."""
-    path = data_of(config)
-    if not path:
+def describe_data(source: DataConfig | None) -> dict[str, Any] | None:
+    """Where data comes from and how well it does: returns of its episodes, and what they cost if they do."""
+    if source is None:
         return None
-    data = read(resolve_data(path))
-    returns = data.returns()
+    data = read(resolve_data(str(source.path)))
+    returns = data.returns()[: source.episodes]
     described = {
-        "path": path,
+        "path": source.path,
         "command": data.attributes.get("command"),
         "episodes": len(returns),
         "return_mean": returns.mean(),
         "return_std": returns.std(),
         "return_quartiles": [float(f"{value:.6g}") for value in np.quantile(returns, (0, 0.25, 0.5, 0.75, 1))],
     }
-    return described if data.costs is None else described | {"cost_mean": float(data.costs.sum()) / len(returns)}
+    if data.costs is not None:
+        described["cost_mean"] = float(data.costs[: data.episode_ends()[len(returns) - 1]].sum()) / len(returns)
+    return described
 
 
 def provenance(run: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from benchmarks.records import (
     find_runs,
     provenance,
     read_results,
+    source_of,
 )
 from benchmarks.sections import sections, task_table
 from benchmarks.tables import tables
@@ -140,7 +141,7 @@ def add(name: str, runs: list[Path], variant: str = "") -> None:
         "agent": agent_of(config),
         "variant": variant,
         "env": config.env.id,
-        "data": describe_data(config),
+        "data": describe_data(source_of(config)),
         "pretraining": provenance(Path(config.base)) if config.base else None,
         "seeds": [summarize_run(run) for run in runs],
     }

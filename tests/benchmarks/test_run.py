@@ -29,18 +29,6 @@ def words(**budget):
     return ["agent=bc", "env=hopper", f"policy.net.hidden={net}", *(f"budget.{k}={v}" for k, v in settings.items())]
 
 
-@pytest.fixture
-def suite_file(tmp_path, monkeypatch):
-    """Write a suite where suites are looked for."""
-    monkeypatch.setattr(suites.resources, "files", lambda package: tmp_path)
-    (tmp_path / "suite").mkdir()
-
-    def write(name, **values):
-        (tmp_path / "suite" / f"{name}.yaml").write_text(yaml.safe_dump(values))
-
-    return write
-
-
 MATRIX = {
     "about": "a test",
     "words": ["budget=smoke", "agent.lr=1"],
