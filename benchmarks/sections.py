@@ -87,7 +87,7 @@ def task_table(comparison: Comparison, part: Part) -> Table:
         scores = [list(comparison.scores(name, agent, part).values()) for agent in comparison.agents]
         means = [statistics.fmean(values) if values else None for values in scores]
         top = max(mean for mean in means if mean is not None)
-        cells = [f"**{_plus(x)}**" if mean == top else _plus(x) for x, mean in zip(scores, means, strict=True)]
+        cells = [f"**{_plus(x)}**" if mean == top and len(means) > 1 else _plus(x) for x, mean in zip(scores, means, strict=True)]
         rows.append([name or task["env"], *([_data_cell(task)] * shown), *cells])
     found = comparison.iqms(part)
     if found:
