@@ -58,6 +58,14 @@ class Comparison:
         """Whether scores of different tasks can be put together: there is but one, or none is a plain return."""
         return len(self.tasks) == 1 or all(task["unit"] != "return" for task in self.tasks.values())
 
+    @cached_property
+    def paired(self) -> bool:
+        """Whether every agent has the same seeds on a task, where it has any."""
+        seeds: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+        for (task, _), runs in self.runs.items():
+            seeds[task].add(tuple(run["seed"] for run in runs))
+        return all(len(found - {()}) == 1 for found in seeds.values())
+
     def matrices(self, part: Part) -> dict[str, Floats]:
         """(R, T) by agent, of the seeds finished on every task; agents without one are left out."""
         found: dict[str, Floats] = {}

@@ -111,7 +111,7 @@ def _task(config: TrainConfig, sets: set[str]) -> str:
 
 
 def _data_name(config: TrainConfig) -> str:
-    source = source_of(config)
+    source = _known_source(config)
     return Path(str(source.path)).stem if source else ""
 
 
@@ -144,14 +144,22 @@ def _refuse_unlike(runs: Sequence[Finished]) -> None:
         other = first.setdefault((run.task, run.agent), run)
         for name, value in run.settings.items():
             if value != other.settings[name]:
-                raise UserError(f"{other.folder} and {run.folder} differ in {name}, not in their seed alone")
+                both = f"{other.folder} and {run.folder}"
+                raise UserError(f"{both} differ in {name}, not in their seed alone; train one of them anew")
         other = seen.setdefault((run.task, run.agent, run.config.seed), run)
         if other is not run:
             raise UserError(f"{other.folder} and {run.folder} are the same training with the same seed; leave one out")
 
 
+def _known_source(config: TrainConfig) -> DataConfig | None:
+    try:
+        return source_of(config)
+    except UserError:  # the base is no longer where it was
+        return None
+
+
 def _known_data(config: TrainConfig) -> dict[str, Any] | None:
-    source = source_of(config)
+    source = _known_source(config)
     try:
         return describe_data(source)
     except UserError:  # the file is no longer where it was
@@ -159,12 +167,9 @@ def _known_data(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def source_of(config: TrainConfig) -> DataConfig | None:
-    """The data that a run, or the one it starts from, learned from; None if from none that is known."""
+    """The data that a run, or the one it starts from, learned from; None if from none."""
     if config.base:
-        try:
-            return source_of(read_config(Path(config.base)))
-        except UserError:  # the base is no longer where it was
-            return None
+        return source_of(read_config(Path(config.base)))
     learns = config.agent.get("mixing", "none") != "none" or not {"bc", "offline"}.isdisjoint(phases_of(config))
     return config.data if learns and config.data.path else None
 
@@ -221,7 +226,7 @@ def _curve(run: Path, origin: dict[str, Any]) -> dict[str, Any]:
     if last["env_steps"]:
         curve: dict[str, Any] = {"unit": "env steps", "x": [point["env_steps"] for point in points]}
     else:
-        each = origin["gradient_steps"] / last["iteration"]
+        each = origin["gradient_steps"] / last["iteration"]  # every iteration makes as many
         curve = {"unit": "gradient steps", "x": [round(each * point["iteration"]) for point in points]}
     for key in _CURVE:
         if points and f"eval/{key}" in points[0]:

@@ -75,8 +75,10 @@ def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
 def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
     """Write what is finished to benchmarks/results: one file, or, of a suite without tasks, one per complete agent."""
     if suite.tasks:
+        # Code that the suite's own words name is trusted, as on a command line.
+        trust = {word.partition("=")[2].partition(":")[0] for job in chosen for word in job.words if ":" in word}
         runs = [
-            Finished(summary.parent, read_config(summary.parent), task, agent)
+            Finished(summary.parent, read_config(summary.parent, trust), task, agent)
             for task in suite.tasks
             for agent in suite.agents
             for summary in sorted(folder.glob(f"{task}_{agent}_s[0-9]*/summary.json"))

@@ -16,7 +16,7 @@ def sections(comparison: Comparison, about: str) -> list[Block]:
     """Every block of the report."""
     return [
         Text(about),
-        Text(protocol.STATEMENT),
+        Text(f"{protocol.STATEMENT} {protocol.PAIRED if comparison.paired else protocol.UNPAIRED}"),
         *_aggregate(comparison),
         *_per_task(comparison),
         *_extras(comparison),
@@ -70,9 +70,7 @@ def _per_task(comparison: Comparison) -> list[Block]:
         Text(f"Scores: {'; '.join(protocol.UNITS[unit] for unit in sorted(units))}."),
     ]
     if _shows_data(comparison):
-        found.append(
-            Text("data: mean [lower, upper quartile] of the episodes that were learned from, in the same unit.")
-        )
+        found.append(Text("data: mean [lower, upper quartile] of the episodes learned from, in the same unit."))
     if "reference" in units:
         found.append(Text(protocol.CAUTION))
     for part, title in _PARTS.items():
@@ -85,15 +83,18 @@ def task_table(comparison: Comparison, part: Part) -> Table:
     rows, shown = [], _shows_data(comparison)
     for name, task in comparison.tasks.items():
         scores = [list(comparison.scores(name, agent, part).values()) for agent in comparison.agents]
-        means = [statistics.fmean(values) if values else None for values in scores]
-        top = max(mean for mean in means if mean is not None)
-        cells = [f"**{_plus(x)}**" if mean == top and len(means) > 1 else _plus(x) for x, mean in zip(scores, means, strict=True)]
+        top = max(statistics.fmean(values) for values in scores if values)
+        cells = [_emphasised(values, top) for values in scores]
         rows.append([name or task["env"], *([_data_cell(task)] * shown), *cells])
     found = comparison.iqms(part)
     if found:
         cells = [_bracket(found[agent]) if agent in found else "-" for agent in comparison.agents]
         rows.append(["interquartile mean", *([""] * shown), *cells])
     return Table(["task", *(["data"] * shown), *comparison.agents], rows)
+
+
+def _emphasised(values: list[float], top: float) -> str:
+    return f"**{_plus(values)}**" if values and statistics.fmean(values) == top else _plus(values)
 
 
 def _shows_data(comparison: Comparison) -> bool:
@@ -110,17 +111,28 @@ def _data_cell(task: dict[str, Any]) -> str:
 
 
 def _extras(comparison: Comparison) -> list[Block]:
-    """Costs, and returns where the score is something else, of the last evaluations."""
+    """Costs, and returns beside scores that are something else."""
+    extras: tuple[tuple[str, str, Part], ...] = (
+        ("cost", "Cost of an episode", "last"),
+        ("cost", "Cost of an episode", "best"),
+        ("mean", "Undiscounted return", "last"),
+    )
     found: list[Block] = []
-    for key, title in (("cost", "Cost of an episode"), ("mean", "Undiscounted return")):
-        rows = [[name or task["env"]] for name, task in comparison.tasks.items()]
-        for row, name in zip(rows, comparison.tasks, strict=True):
-            for agent in comparison.agents:
-                curves = [run["curve"] for run in comparison.runs[name, agent]]
-                row.append(_plus([protocol.last_mean(curve, key) for curve in curves if key in curve]))
+    for key, title, part in extras:
+        rows = []
+        for name, task in comparison.tasks.items():
+            cells = [_plus(_plain(comparison.runs[name, agent], key, part)) for agent in comparison.agents]
+            rows.append([name or task["env"], *cells])
         if any(cell != "-" for row in rows for cell in row[1:]):
-            found += [Text(f"**{title}**, last {protocol.LAST}:"), Table(["task", *comparison.agents], rows)]
+            found += [Text(f"**{title}**, {_PARTS[part]}:"), Table(["task", *comparison.agents], rows)]
     return found
+
+
+def _plain(runs: list[dict[str, Any]], key: str, part: Part) -> list[float]:
+    """What runs say as it is, where they say it."""
+    if part == "best":
+        return [run["best"][key] for run in runs if key in run["best"]]
+    return [protocol.last_mean(run["curve"], key) for run in runs if key in run["curve"]]
 
 
 def _learning(comparison: Comparison) -> list[Block]:

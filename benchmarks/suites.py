@@ -67,14 +67,12 @@ class Job:
         agent: its name in the suite.
         seed: of everything random.
         words: of the command line, the run folder's aside.
-        variant: of the agent.
     """
 
     task: str
     agent: str
     seed: int
     words: tuple[str, ...]
-    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -150,7 +148,7 @@ def jobs(suite: Suite, folder: Path, seeds: str = "") -> list[Job]:
         for agent, entry in suite.agents.items():
             words = merge(suite.words, begin, of_task, entry.words, suite.overrides.get(f"{task}_{agent}", ()))
             chosen = seeds_of(seeds or entry.seeds or suite.seeds)
-            found += [Job(task, agent, seed, (*words, f"seed={seed}"), entry.variant) for seed in chosen]
+            found += [Job(task, agent, seed, (*words, f"seed={seed}")) for seed in chosen]
     return sorted(found, key=lambda job: job.seed)
 
 

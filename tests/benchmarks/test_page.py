@@ -86,6 +86,7 @@ def test_only_seeds_finished_on_every_task_are_put_together(results):
     found = Comparison(results)
     assert found.matrices("last")["a"].shape == (2, 2)
     assert found.matrices("last")["b"].shape == (3, 2)
+    assert not found.paired
     np.testing.assert_allclose(found.matrices("best")["a"][1], [found.scores(t, "a", "best")[2] for t in found.tasks])
     results["runs"] = [r for r in results["runs"] if (r["task"], r["agent"]) != ("walk", "a")]
     text = to_markdown("t", sections(Comparison(results), ""))
@@ -110,7 +111,14 @@ def test_the_page_says_what_the_results_say(results):
     low, middle, high = (normalized_score("Hopper-v5", value) for value in (400, 500, 600))
     assert f"<td>{middle:.1f} [{low:.1f}, {high:.1f}]</td>" in html
     assert "| b | 10 | 1 | 50 | 0.5 | 1.5 | 1.0 | 0.5 | 20 |" in markdown
-    for said in ("About it.", protocol.CAUTION, "P, 1 cores, Linux", "python 3.11 torch 2", "Commits: abc."):
+    for said in (
+        "About it.",
+        protocol.PAIRED,
+        protocol.CAUTION,
+        "P, 1 cores, Linux",
+        "python 3.11 torch 2",
+        "Commits: abc.",
+    ):
         assert said in markdown
     assert "train agent=a seed=0 &lt;b&gt;" in html
 
@@ -125,7 +133,7 @@ def test_the_page_needs_nothing_but_itself(results):
 
 def test_costs_and_success_have_their_columns(results):
     for made in results["runs"]:
-        made["curve"]["cost"] = [4.0] * 12
+        made["curve"]["cost"], made["best"]["cost"] = [4.0] * 12, 9.0
         if made["task"] == "hop":
             made["curve"]["success"], made["best"]["success"] = [0.25] * 12, 0.75
     results["tasks"]["hop"]["unit"] = "success"
@@ -134,6 +142,7 @@ def test_costs_and_success_have_their_columns(results):
     assert set(found.scores("hop", "a", "best").values()) == {75.0}
     markdown = to_markdown("t", sections(found, ""))
     assert "| hop | 4.0 ± 0.0 | 4.0 ± 0.0 |" in markdown
+    assert "| hop | 9.0 ± 0.0 | 9.0 ± 0.0 |" in markdown
     assert "success, %" in markdown
 
 
