@@ -62,9 +62,10 @@ def write_results(name: str, about: str, runs: Sequence[Finished]) -> Path:
 def read_results(name: str) -> dict[str, Any]:
     """The results of a suite, as ``write_results`` wrote them; UserError if there are none."""
     path = RESULTS / f"{name}.json"
-    if not path.exists():
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if "suite" not in results:
         raise UserError(f"there are no results of the suite {name}; run python -m benchmarks.run suite={name}")
-    return json.loads(path.read_text())
+    return results
 
 
 def find_runs(places: Iterable[Path], trust: Collection[str] = ()) -> list[Finished]:

@@ -230,10 +230,12 @@ def test_own_runs_are_compared_by_settings_and_data(place, capsys):
         ([], "name either run folders or a suite"),
         (["nowhere"], "there is no finished run in nowhere"),
         (["suite=none"], "there are no results of the suite none; run python -m benchmarks.run suite=none"),
+        (["suite=rows"], "there are no results of the suite rows"),
         (["a", "suite=none"], "name either run folders or a suite"),
         (["a", "title=x"], "there is no setting title"),
     ],
 )
 def test_mistakes_are_one_sentence(place, argv, message):
+    (place / "results" / "rows.json").write_text('{"seeds": []}')  # a result, but not a suite's
     with pytest.raises(UserError, match=message):
         report.main(argv)

@@ -128,6 +128,12 @@ def test_every_suite_names_trainings_that_can_be_composed(name, tmp_path):
         assert config.base == chosen.get("base")
 
 
+def test_the_smoke_suite_covers_what_the_whole_one_does():
+    smoke, whole = (suites.read_suite(f"d4rl_locomotion{kind}") for kind in ("_smoke", ""))
+    assert len(smoke.tasks) == 9
+    assert (smoke.tasks, smoke.agents) == (whole.tasks, whole.agents)
+
+
 def test_work_is_resumed_and_finished_work_is_left_alone(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert launchers.run_local({whole: words()}, 1) == []
