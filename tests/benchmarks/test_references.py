@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import report, sb3
+from benchmarks.tables import tables
 from diffpolicy_rl import make_env
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.config import EnvConfig
@@ -54,7 +55,7 @@ def test_results_are_rows_of_the_report(tmp_path, monkeypatch, capsys):
         assert run["wall_s"] > 0
     assert "seed 3: 1024 env steps" in capsys.readouterr().out
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    (row,) = report.tables(report.load_results()).splitlines()[2:]
+    (row,) = tables(report.load_results()).splitlines()[2:]
     assert row.startswith("| *reference, from scratch:* [Stable-Baselines3 PPO, Hopper-v5](benchmarks/results/sb3_ppo_")
 
 

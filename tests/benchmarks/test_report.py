@@ -1,19 +1,25 @@
+"""The README's tables say what the committed results say; the page of a comparison is in test_page.py."""
+
 import json
 
 import pytest
 
-from benchmarks import report
+from benchmarks import records, report
+from benchmarks.tables import interval, tables
 from diffpolicy_rl import train
 from diffpolicy_rl.errors import UserError
 from tests.training.tiny_run import tiny
 
+BEGIN = "<!-- results: python -m benchmarks.report table -->"
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text(f"before\n{report._BEGIN}\nold\n{report._END}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n<!-- /results -->\nafter\n")
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    for module in (records, report):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -47,7 +53,7 @@ def test_references_come_last_and_are_marked(place):
     theirs = {"name": "a", "agent": "B", "env": "E-v0", "reference": "from scratch", "seeds": seeds}
     for result in (ours, theirs):
         (place / "results" / f"{result['name']}.json").write_text(json.dumps(result))
-    assert report.tables(report.load_results()).splitlines()[2:] == [
+    assert tables(report.load_results()).splitlines()[2:] == [
         "| [A, E-v0](benchmarks/results/z.png) | 3 episodes, 7 | 5 | 15 ± 64 | 10 (30), 20 (30) | 1.00 M | 1.5 |",
         "| *reference, from scratch:* [B, E-v0](benchmarks/results/a.json) | none | - | 15 ± 64 | 10, 20 "
         "| 1.00 M | 1.5 |",
@@ -59,7 +65,7 @@ def test_a_variant_is_named_and_learning_from_scratch_has_no_demonstrations(plac
     train.train(tiny(run, "ppo"))
     report.main(["add", "name=toy", f"runs={run}", "variant=of a test"])
     assert (
-        report.tables(report.load_results())
+        tables(report.load_results())
         .splitlines()[2]
         .startswith("| [PPO (of a test), Hopper-v5](benchmarks/results/toy.png) | none | ")
     )
@@ -71,15 +77,15 @@ def test_success_has_a_table_of_its_own_with_the_best_first(place):
         costs = {"base": {"success": 0.25}, "env_steps": 30_000, "wall_s": 90.0, "net_evaluations": 1.0}
         result = {"name": name, "agent": name.upper(), "env": "E-v0", "seeds": [run | costs for run in finals]}
         (place / "results" / f"{name}.json").write_text(json.dumps(result))
-    first, second = report.tables(report.load_results()).splitlines()[-2:]
+    first, second = tables(report.load_results()).splitlines()[-2:]
     assert first == ("| [Y, E-v0](benchmarks/results/y.png) | 25 | 95.0 [76.4, 99.1] | 100.0, 90.0 | 30 k | 1.5 | 1 |")
     assert "| 55.0 [34.2, 74.2] | 50.0, 60.0 |" in second
 
 
 def test_interval_by_hand():
-    assert report.interval([7.0]) == "7"
-    assert report.interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 * 1 / sqrt(3) = 2.48
-    assert report.interval([10.0, 20.0]) == "15 ± 64"  # 12.706 * 7.07 / sqrt(2) = 63.5
+    assert interval([7.0]) == "7"
+    assert interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 * 1 / sqrt(3) = 2.48
+    assert interval([10.0, 20.0]) == "15 ± 64"  # 12.706 * 7.07 / sqrt(2) = 63.5
 
 
 def test_missing_markers_and_names_are_one_sentence(place):
