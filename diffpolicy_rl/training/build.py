@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from diffpolicy_rl.data.catalog import resolve as resolve_data
-from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.data.dataset import ChunkDataset
+from diffpolicy_rl.data.formats import read
+from diffpolicy_rl.data.transitions import ReadOptions
 from diffpolicy_rl.envs.make import make_env
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.normalize import Normalizer
@@ -98,7 +99,8 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
             f"env={spec.env_id} has no packaged demonstrations; "
             f"give data=<file>, make one with diffpolicy_rl.collect, or {other}"
         )
-    transitions = read(resolve_data(config.data.path))
+    options = ReadOptions(config.data.keys, config.data.mask, config.data.max_episode_steps)
+    transitions = read(resolve_data(config.data.path), options)
     episodes, history = config.data.episodes, config.env.history
     dataset = ChunkDataset(transitions, policy.horizon, history=history, episodes=episodes, device=policy.device)
     dataset.check_fits(spec)
