@@ -16,7 +16,6 @@ _READERS = {
 }
 WRITERS = {
     "d4rl": d4rl.write,
-    "dsrl": d4rl.write,
     "robomimic": robomimic.write,
     "minari": minari.write,
     "lerobot": lerobot_writer.write,
