@@ -69,12 +69,14 @@ class ConvertConfig(InfoConfig):
         max_episode_steps: where episodes are cut, in files of D4RL that do not mark it.
         fps: steps per second, which LeRobot wants to know.
         task: what is done, in words, which LeRobot wants to know.
+        video: whether LeRobot's images become mp4 files, smaller and less exact.
     """
 
     out: str
     format: str
     fps: int | None = None
     task: str | None = None
+    video: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _convert(config: ConvertConfig) -> None:
     if config.format not in WRITERS:
         raise UserError(f"format={config.format} cannot be written; {did_you_mean(config.format, WRITERS)}")
     source = _open(config)
-    given = {"fps": config.fps, "task": config.task}
+    given = {"fps": config.fps, "task": config.task, "video": config.video}
     simple = {name: value for name, value in source.attributes.items() if not isinstance(value, list)}
     attributes = simple | {name: value for name, value in given.items() if value is not None}
     transitions = dataclasses.replace(load(source), attributes=attributes)

@@ -82,15 +82,15 @@ class _Part:
 
 def _places(file: h5py.File) -> list[str]:
     if "observations" in hdf5.names(file) or "virtual" not in hdf5.names(file):  # broken links among them, too
-        return ["/"]
+        return [""]
     chunks = hdf5.names(hdf5.subgroup(file, "virtual"))
     if not all(name.isdecimal() for name in chunks):
         raise UserError(f"{file.filename}: virtual must hold groups 0, 1, ... alone, but has {', '.join(chunks)}")
-    return [f"/virtual/{name}" for name in sorted(chunks, key=int)]
+    return [f"virtual/{name}" for name in sorted(chunks, key=int)]
 
 
 def _part(file: h5py.File, place: str, ours: bool) -> _Part:
-    group = hdf5.subgroup(file, place) if place != "/" else file
+    group = hdf5.subgroup(file, place)
     observations = hdf5.array(group, "observations", 2)
     rows, width = observations.shape
     actions = hdf5.array(group, "actions", 2, rows)
@@ -131,7 +131,7 @@ def _blocks(path: Path, part: _Part, limit: int | None) -> Iterator[Block]:
                 return hdf5.read_vector(group[name], start, stop)
 
             def where(name: str) -> str:
-                return f"{path}: {part.place.strip('/')}/{name}".replace(": /", ": ")
+                return f"{path}: {part.place}/{name}".replace(": /", ": ")
 
             terminals = flags(vector("terminals"), where("terminals"), start)
             timeouts, finals = np.zeros_like(terminals), None

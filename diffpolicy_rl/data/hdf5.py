@@ -49,10 +49,8 @@ def names(group: h5py.Group) -> list[str]:
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """A group inside a group; UserError if it is not there, or not a group."""
-    if name == "/":
-        return group
-    item = member(group, name)
+    """A group by its path inside another, itself by an empty one; UserError if it is not there, or not a group."""
+    item = member(group, name) if name else group
     if not isinstance(item, h5py.Group):
         raise UserError(f"{group.file.filename} has no group {_place(group, name)}; {_suggest(group, name)}")
     return item

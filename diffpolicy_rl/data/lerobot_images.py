@@ -1,6 +1,7 @@
 """Images of LeRobot's cameras, decoded when they are asked for: from mp4 files, or from columns of PNG or JPEG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,26 @@ def fitting(image: NDArray[np.uint8], shape: tuple[int, int, int], where: str) -
     if image.shape != shape:
         raise UserError(f"{where} is an image {image.shape}, but meta/info.json says {shape}")
     return image
+
+
+def encode(path: Path, images: Iterable[NDArray[np.uint8]], fps: float, shape: tuple[int, int, int]) -> None:
+    """Write images (C, height, width) as an mp4 file, from every second of whose frames decoding can begin.
+
+    Raises:
+        UserError: if PyAV is not installed, or the images' sizes are odd or they are not RGB, which H.264 cannot hold.
+    """
+    av = require_av()
+    channels, height, width = shape
+    if channels != 3 or height % 2 or width % 2:
+        raise UserError(f"images of shape {shape} do not fit into an mp4 file; leave out video=true")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"g": "2", "crf": "18"}
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def require_av() -> Any:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpolicy_rl.data.files import new_folder
+from diffpolicy_rl.data.lerobot_images import encode
 from diffpolicy_rl.data.parquet import require_pyarrow
 from diffpolicy_rl.data.transitions import Transitions
+from diffpolicy_rl.errors import UserError
 
 _FILE_BYTES = 100 * 2**20  # LeRobot's own limit, after which it begins the next file
 _FPS = 30
@@ -21,28 +23,35 @@ _COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def write(path: Path, transitions: Transitions) -> None:
-    """Write a folder, images as PNG in the data files, read and written episode by episode.
+    """Write a folder, with images read and written episode by episode.
 
-    The attribute ``fps`` says how many frames per second there are, 30 if it is missing, and ``task`` what is done, in
-    words. What was seen after an episode's last action has no place in this format.
+    Attributes of the transitions say the rest: ``fps``, how many frames per second there are, 30 if it is missing;
+    ``task``, what is done, in words; ``video``, whether images become mp4 files, which lose some detail, or PNG in the
+    data files. What was seen after an episode's last action has no place in this format.
 
     Raises:
-        UserError: if it exists already or cannot be written, or pyarrow is not installed.
+        UserError: if it exists already or cannot be written, or pyarrow, or PyAV for videos, is not installed.
     """
     require_pyarrow()
     attributes = transitions.attributes
     fps = attributes.get("fps", _FPS)
+    if not isinstance(fps, int | float) or fps <= 0:
+        raise UserError(f"fps={fps} must be a number above 0")
     task = str(attributes.get("task", attributes.get("env_id", "task")))
+    video = bool(attributes.get("video", False))
     columns = _columns(transitions)
     with new_folder(path) as folder:
-        images = {camera: _Moments() for camera in transitions.images}
-        places = _write_data(folder, transitions, columns, fps, images)
-        _write_episodes(folder, transitions, places, task)
+        moments = {camera: _Moments() for camera in transitions.images}
+        if video:
+            for camera in moments:
+                _write_video(folder, transitions, camera, fps, moments[camera])
+        places = _write_data(folder, transitions, columns, fps, {} if video else moments)
+        _write_episodes(folder, transitions, places, task, fps if video else None)
         _write_tasks(folder, task)
         statistics = {name: _statistics(values) for name, values in columns.items()}
-        statistics |= {camera: moments.statistics() for camera, moments in images.items()}
+        statistics |= {camera: one.statistics() for camera, one in moments.items()}
         _write_json(folder / "meta" / "stats.json", statistics)
-        _write_json(folder / "meta" / "info.json", _info(transitions, columns, fps))
+        _write_json(folder / "meta" / "info.json", _info(transitions, columns, fps, video))
 
 
 def _columns(transitions: Transitions) -> dict[str, NDArray[Any]]:
@@ -127,7 +136,23 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return content.getvalue()
 
 
-def _write_episodes(folder: Path, transitions: Transitions, places: list[int], task: str) -> None:
+def _write_video(folder: Path, transitions: Transitions, camera: str, fps: float, moments: "_Moments") -> None:
+    """All episodes of a camera in one mp4 file."""
+    frames, path = transitions.images[camera], folder / "videos" / camera / "chunk-000" / "file-000.mp4"
+    path.parent.mkdir(parents=True)
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        for row in range(len(transitions.rewards)):
+            (image,) = frames.read(np.array([row]))
+            moments.add(image)
+            yield image
+
+    encode(path, images(), fps, frames.shape)
+
+
+def _write_episodes(
+    folder: Path, transitions: Transitions, places: list[int], task: str, video_fps: float | None
+) -> None:
     import pyarrow as pa
 
     ends = transitions.episode_ends()
@@ -143,6 +168,12 @@ def _write_episodes(folder: Path, transitions: Transitions, places: list[int], t
         "meta/episodes/chunk_index": 0 * ends,
         "meta/episodes/file_index": 0 * ends,
     }
+    for camera in transitions.images:
+        if video_fps is None:
+            break
+        columns[f"videos/{camera}/chunk_index"] = columns[f"videos/{camera}/file_index"] = 0 * ends
+        columns[f"videos/{camera}/from_timestamp"] = starts / video_fps
+        columns[f"videos/{camera}/to_timestamp"] = ends / video_fps
     require_pyarrow().write_table(pa.table(columns), _file(folder / "meta" / "episodes", 0))
 
 
@@ -185,7 +216,7 @@ class _Moments:
         return {name: value[:, None, None].tolist() for name, value in values.items()} | {"count": [self._count]}
 
 
-def _info(transitions: Transitions, columns: Mapping[str, NDArray[Any]], fps: float) -> dict[str, Any]:
+def _info(transitions: Transitions, columns: Mapping[str, NDArray[Any]], fps: float, video: bool) -> dict[str, Any]:
     features: dict[str, Any] = {
         name: {"dtype": values.dtype.name, "shape": [values.shape[1]], "names": None}
         for name, values in columns.items()
@@ -193,7 +224,7 @@ def _info(transitions: Transitions, columns: Mapping[str, NDArray[Any]], fps: fl
     for camera, frames in transitions.images.items():
         channels, height, width = frames.shape
         names = ["height", "width", "channels"]
-        features[camera] = {"dtype": "image", "shape": [height, width, channels], "names": names}
+        features[camera] = {"dtype": "video" if video else "image", "shape": [height, width, channels], "names": names}
     kinds = {"timestamp": "float32"}
     features |= {name: {"dtype": kinds.get(name, "int64"), "shape": [1], "names": None} for name in _COUNTERS}
     episodes = len(transitions.episode_ends())
@@ -209,7 +240,7 @@ def _info(transitions: Transitions, columns: Mapping[str, NDArray[Any]], fps: fl
         "fps": fps,
         "splits": {"train": f"0:{episodes}"},
         "data_path": f"data/{_PLACE}",
-        "video_path": None,
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4" if video else None,
         "features": features,
     }
     env_id = transitions.attributes.get("env_id")
