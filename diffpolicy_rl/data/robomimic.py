@@ -90,7 +90,7 @@ def _layout(demo: h5py.Group, keys: tuple[str, ...]) -> Layout:
     obs = hdf5.subgroup(demo, "obs")
     items = {name: hdf5.member(obs, name) for name in hdf5.names(obs)}
     cameras = [name for name, item in items.items() if is_image(item) and item.ndim == 4]
-    vectors = [name for name, item in items.items() if name not in cameras and isinstance(item, h5py.Dataset)]
+    vectors = [name for name, item in items.items() if isinstance(item, h5py.Dataset) and item.ndim in (1, 2)]
     for key in keys:
         if key not in vectors:
             raise UserError(f"{demo.file.filename} has no vectors obs/{key}; {did_you_mean(key, vectors)}")

@@ -60,10 +60,9 @@ def test_every_format_ends_in_the_same_transitions(form, path, tmp_path):
 
 def test_blocks_of_any_size_are_the_same_data(form, path, monkeypatch):
     whole, figures = read(path), survey(open_source(path))
-    monkeypatch.setattr(transitions, "BLOCK_BYTES", 80)
+    monkeypatch.setattr(transitions, "BLOCK_BYTES", 1)
     source = open_source(path)
-    assert max(len(block.rewards) for block in source.blocks()) <= 4
-    assert len(list(source.blocks())) > 1
+    assert [len(block.rewards) for block in source.blocks()] == [1] * 5
     pieces = read(path)
     for field in dataclasses.fields(whole):
         if field.name not in ("images", "attributes"):
@@ -260,6 +259,25 @@ def test_dones_before_the_end_do_not_cut(tmp_path):
     with h5py.File(path, "r+") as file:
         file["data/demo_0/dones"][:] = 1
     assert read(path).terminals.tolist() == made.TERMINALS.tolist()
+
+
+def test_dones_before_the_end_do_not_cut_lerobot(tmp_path):
+    path = made.lerobot(tmp_path / "set")
+    file = path / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(3, "next.done", [[True, False, True, True, False]]), file)
+    assert read(path).terminals.tolist() == made.TERMINALS.tolist()
+
+
+@pytest.mark.parametrize("place", [("observations", 4), ("actions", 3), ("rewards", 4)])
+def test_rows_are_counted_from_the_file_s_start(tmp_path, monkeypatch, place):
+    name, row = place
+    values = getattr(made, name.upper()).copy()
+    values[row] = np.nan
+    path = made.d4rl(tmp_path / "set", **{name: values})
+    monkeypatch.setattr(transitions, "BLOCK_BYTES", 1)
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinity, first in row {row}"):
+        read(path)
 
 
 def test_minari_says_where_it_comes_from(tmp_path):
