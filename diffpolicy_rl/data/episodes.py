@@ -101,7 +101,7 @@ def _block(group: h5py.Group, layout: Layout, start: int, stop: int, ended: bool
 
 def is_image(item: Any) -> bool:
     """Whether an array holds images: uint8 of shape (T, height, width, 1, 3 or 4), or their files as bytes."""
-    if not isinstance(item, h5py.Dataset) or item.shape is None:
+    if hdf5.kind_of(item) not in ("u", "O") or item.shape is None:
         return False
     raw = item.dtype == np.uint8 and (len(item.shape) == 2 or (len(item.shape) == 4 and item.shape[3] in (1, 3, 4)))
     return raw or h5py.check_vlen_dtype(item.dtype) == np.uint8

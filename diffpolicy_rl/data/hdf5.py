@@ -14,6 +14,7 @@ from diffpolicy_rl.data.transitions import rows_per_block
 from diffpolicy_rl.errors import UserError, did_you_mean
 
 _MAX_BYTES = min(64 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+_MAX_ATTRIBUTE = 2**20
 _MAX_CHUNK = 256 * 2**20  # read as a whole, however few of its rows are wanted
 
 
@@ -73,7 +74,7 @@ def array(group: h5py.Group, name: str, rank: int | None, rows: int | None = Non
     item = member(group, name)
     if item is None:
         raise UserError(f"{file} has no {place}; {_suggest(group, name)}")
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiub" or item.external or item.is_virtual:
+    if kind_of(item) not in ("f", "i", "u", "b") or item.external or item.is_virtual:
         raise UserError(f"{file}: {place} is not a plain array of numbers")
     shape = item.shape
     fits = shape and (rank in (None, len(shape)) or (rank == 1 and shape[1:] == (1,)))
@@ -83,6 +84,14 @@ def array(group: h5py.Group, name: str, rank: int | None, rows: int | None = Non
         raise UserError(f"{file}: {place} has {len(item)} rows, but needs {rows}, as many as what it goes with")
     check_size(item, 4 * int(np.prod(shape, dtype=object)))
     return item
+
+
+def kind_of(item: Any) -> str | None:
+    """NumPy's letter for the kind of what an array holds; None if it is no array, or NumPy knows no such kind."""
+    try:
+        return item.dtype.kind if isinstance(item, h5py.Dataset) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def check_size(item: h5py.Dataset, needed: int) -> None:
@@ -111,7 +120,9 @@ def attributes(group: h5py.Group) -> dict[str, Any]:
     """Its attributes as Python values; what is neither number, text nor an array of these is left out."""
     found = {}
     for name in group.attrs:
-        with contextlib.suppress(TypeError, OSError):  # types that h5py cannot represent
+        with contextlib.suppress(TypeError, ValueError, OSError):  # types that NumPy cannot represent
+            if group.attrs.get_id(name).get_storage_size() > _MAX_ATTRIBUTE:
+                continue
             value = group.attrs[name]
             value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
             if isinstance(value, bool | int | float | str | list):
@@ -126,4 +137,4 @@ def _place(group: h5py.Group, name: str) -> str:
 def _suggest(group: h5py.Group, name: str) -> str:
     folder, _, leaf = name.rpartition("/")
     inside = member(group, folder) if folder else group
-    return did_you_mean(leaf, inside.keys() if isinstance(inside, h5py.Group) else ())
+    return did_you_mean(leaf, names(inside) if isinstance(inside, h5py.Group) else ())

@@ -44,7 +44,8 @@ class ImageFrames:
                 column = file.read_row_group(group, columns=[self._column]).column(0)
                 for place in wanted[groups == group]:
                     where = f"{path}: {self._column}, row {rows[place]}"
-                    value = column[int(rows[place] - starts[group])].as_py()
+                    offset = int(rows[place] - starts[group])
+                    value = column[offset].as_py() if offset < len(column) else None
                     content = value.get("bytes") if isinstance(value, dict) else None
                     if not isinstance(content, bytes):
                         raise UserError(f"{where} holds no image; write the data set anew with images embedded")

@@ -29,7 +29,7 @@ def opened(path: Path) -> Iterator[Any]:
                         f"{path}: row group {index} unpacks to {size >> 20} MiB, more than {_MAX_GROUP >> 20}"
                     )
             yield file
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a readable parquet file, perhaps cut short in a download: {reason}") from error
 
