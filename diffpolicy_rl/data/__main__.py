@@ -10,6 +10,7 @@ import numpy as np
 
 from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve
+from diffpolicy_rl.data.files import sha256
 from diffpolicy_rl.data.formats import WRITERS, open_source
 from diffpolicy_rl.data.published import download
 from diffpolicy_rl.data.replay import replay
@@ -132,6 +133,8 @@ def _check(config: CheckConfig) -> None:
     source = _open(config)
     found = survey(source)
     _describe(source, found)
+    if source.path.is_file():
+        print(f"SHA-256 {sha256(source.path)}")
     print(f"checked: all {source.rows:,} rows are finite and of one shape, flags are 0 or 1")
     for camera, frames in source.images.items():
         frames.read(np.unique(np.linspace(0, source.rows - 1, _FRAMES).astype(np.int64)))
@@ -187,8 +190,10 @@ def _convert(config: ConvertConfig) -> None:
     attributes = simple | {name: value for name, value in given.items() if value is not None}
     transitions = dataclasses.replace(load(source), attributes=attributes)
     WRITERS[config.format](Path(config.out), transitions)
-    left = ", without its images" if source.images and config.format != "lerobot" else ""
-    print(f"wrote {config.out}: {source.rows:,} transitions of {source.path.name} in the format {config.format}{left}")
+    left = ["images"] if source.images and config.format != "lerobot" else []
+    left += ["costs"] if transitions.costs is not None and config.format in ("minari", "robomimic") else []
+    without = f", without its {' and '.join(left)}" if left else ""
+    print(f"wrote {config.out}: {source.rows:,} transitions of {source.path.name} as {config.format}{without}")
 
 
 def _download(config: DownloadConfig) -> None:

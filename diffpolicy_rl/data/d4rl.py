@@ -54,12 +54,12 @@ def open_source(path: Path, options: ReadOptions) -> Source:
         if ours and version != FORMAT_VERSION:
             raise UserError(f"{path} has data format {version}, this version reads {FORMAT_VERSION}")
         parts = [_part(file, place, ours) for place in _places(file)]
-        widths = {part.widths for part in parts}
+        kinds = {(part.widths, part.names) for part in parts}
     rows = sum(part.rows for part in parts)
     if not rows:
         raise UserError(f"{path} holds no transitions")
-    if len(widths) > 1:
-        raise UserError(f"{path}: widths (O, D) of its parts are {sorted(widths)}, but must be the same")
+    if len(kinds) > 1:
+        raise UserError(f"{path}: its parts have other arrays, or other widths, than each other")
     limit, notes = _limit(path, parts[0], attributes, options)
 
     def blocks() -> Iterator[Block]:
@@ -67,7 +67,7 @@ def open_source(path: Path, options: ReadOptions) -> Source:
             yield from _blocks(path, part, limit)
 
     form = "dsrl" if "costs" in parts[0].names else "d4rl"
-    return Source(path, form, rows, *widths.pop(), blocks, attributes, notes=notes)
+    return Source(path, form, rows, *parts[0].widths, blocks, attributes, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def _limit(
     if "timeouts" in part.names:
         return None, ()
     known = (limit for prefix, limit in _LIMITS.items() if path.name.lower().startswith(prefix))
-    given = options.max_episode_steps or attributes.get("max_episode_steps") or next(known, None)
-    if given is None:
+    stated = attributes.get("max_episode_steps")
+    limit = options.max_episode_steps or (stated if isinstance(stated, int) else next(known, None))
+    if limit is None:
         return None, ("no timeouts: episodes end at terminals alone; max_episode_steps=<n> cuts them",)
-    limit = int(given)
     require_positive(max_episode_steps=limit)
     return limit, (f"no timeouts: episodes are cut after {limit} steps",)
 
@@ -171,7 +171,7 @@ def _cut(terminals: NDArray[np.bool_], limit: int, elapsed: int) -> tuple[NDArra
 def write(path: Path, transitions: Transitions) -> None:
     """Write a file atomically, compressed; UserError if it exists already or cannot be written."""
     require_new(path)
-    returns = transitions.returns()
+    returns, costs = transitions.returns(), transitions.episode_costs()
     attributes = {
         **transitions.attributes,
         "format_version": FORMAT_VERSION,
@@ -180,6 +180,7 @@ def write(path: Path, transitions: Transitions) -> None:
         "return_std": returns.std(),
         "return_min": returns.min(),
         "return_max": returns.max(),
+        **({} if costs is None else {"cost_mean": costs.mean(), "cost_min": costs.min(), "cost_max": costs.max()}),
     }
     arrays = {name: getattr(transitions, name) for name in _ARRAYS}
     if transitions.finals is not None:

@@ -50,8 +50,8 @@ def measure(file: h5py.File, place: str, layout: Layout) -> tuple[Episode, tuple
     if not rows:
         raise UserError(f"{file.filename}: {place} has no actions; leave this episode out")
     width = sum(_width(hdf5.array(group, name, None, rows + extra)) for name in layout.seen)
-    for name in layout.last:
-        hdf5.array(group, name, None, rows + extra)
+    if layout.last and width != sum(_width(hdf5.array(group, name, None, rows + extra)) for name in layout.last):
+        raise UserError(f"{file.filename}: {place}/next_obs has other widths than obs, which is {width} wide")
     for name in ("rewards" if layout.rewarded else None, layout.terminal):
         if name:
             hdf5.array(group, name, 1, rows)

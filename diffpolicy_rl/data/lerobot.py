@@ -23,7 +23,7 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 INFO = "meta/info.json"
 _USUAL = ("observation.state", "observation.environment_state")
 _EPISODES = ("episode_index", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index")
-_MAX_WIDTH = 2**20
+_MAX_WIDTH, _MAX_PATH = 2**20, 200
 
 
 def is_folder(path: Path) -> bool:
@@ -42,7 +42,7 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     version = info.get("codebase_version")
     if not isinstance(version, str) or not version.startswith("v3."):
         raise UserError(
-            f"{path / INFO} has codebase_version {version!r}, this version reads v3.0; LeRobot's own "
+            f"{path / INFO} has codebase_version {str(version)[:80]!r}, this version reads v3.0; LeRobot's own "
             "convert_dataset_v21_to_v30 brings older ones up to date"
         )
     features = _features(path, info)
@@ -125,8 +125,8 @@ class _Episodes:
     def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
         self.root, self._info = root, info
         fps = info.get("fps")
-        if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < np.inf:
-            raise UserError(f"{root / INFO}: fps is {fps!r}, but must be a number above 0")
+        if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < 10**6:
+            raise UserError(f"{root / INFO}: fps is {str(fps)[:20]}, but must be a number above 0, in Hz")
         self.fps = float(fps)
         self._files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
         if not self._files:
@@ -142,7 +142,8 @@ class _Episodes:
             )
         self.rows = int(self.ends[-1])
         if info.get("total_frames") != self.rows:
-            raise UserError(f"{root / INFO} says total_frames={info.get('total_frames')}, episodes have {self.rows}")
+            total = str(info.get("total_frames"))[:80]
+            raise UserError(f"{root / INFO} says total_frames={total}, episodes have {self.rows}")
         pairs = zip(self.columns["data/chunk_index"].tolist(), self.columns["data/file_index"].tolist(), strict=True)
         self.files = {
             path: parquet.rows_of(path) for path in (self.file("data_path", *pair) for pair in dict.fromkeys(pairs))
@@ -151,25 +152,28 @@ class _Episodes:
             raise UserError(f"{root} has {sum(self.files.values())} rows of data, episodes have {self.rows}")
 
     def numbers(self, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """Columns (E,) on episodes."""
+        """Columns (E,) on episodes; UserError if what ends in index is not whole, or anything not finite."""
         parts = [parquet.read_columns(path, dict.fromkeys(names, 1)) for path in self._files]
-        return {name: np.concatenate([part[name][:, 0] for part in parts]) for name in names}
+        columns = {name: np.concatenate([part[name][:, 0] for part in parts]) for name in names}
+        for name, column in columns.items():
+            if not np.isfinite(column).all() or (name.endswith("index") and column.dtype.kind not in "iu"):
+                raise UserError(f"{self._files[0]}: {name} must hold {'whole ' * name.endswith('index')}numbers")
+        return columns
 
     def file(self, template: str, chunk: int, index: int, camera: str = "") -> Path:
         """A file that a template in ``info.json`` names; UserError if it leads out of the folder, or is missing."""
-        text = self._info.get(template)
+        text = str(self._info.get(template))[:_MAX_PATH]
         where = f"{self.root / INFO}: {template}"
         values = {"chunk_index": int(chunk), "file_index": int(index), "video_key": camera}
         try:
-            parts = list(string.Formatter().parse(text if isinstance(text, str) else ""))
+            parts = list(string.Formatter().parse(text))
         except ValueError:
             parts = []
         # Nothing but these names and short widths: a format text can otherwise read attributes, or fill the memory.
-        if not parts or any(
-            name and (name not in values or spec not in ("", "03d", "06d")) for _, name, spec, _ in parts
-        ):
+        fields = [(name, spec) for _, name, spec, _ in parts if name is not None]
+        if not fields or any(name not in values or spec not in ("", "03d", "06d") for name, spec in fields):
             raise UserError(f"{where} is {text!r}, but must be a path with {{chunk_index:03d}} and {{file_index:03d}}")
-        place = PurePosixPath(str(text).format(**values))
+        place = PurePosixPath(text.format(**values))
         if place.is_absolute() or ".." in place.parts or "\\" in str(place):
             raise UserError(f"{where} leads out of the data set, to {place}; such a data set is not to be trusted")
         if not (self.root / place).is_file():
@@ -195,7 +199,9 @@ def _blocks(
                 if name != "next.done"
             }
             ended = np.isin(rows + 1, episodes.ends)
-            done = flags(columns["next.done"][:, 0], f"{path}: next.done", first) if "next.done" in optional else ~ended
+            done = np.zeros_like(ended)
+            if "next.done" in optional:
+                done = flags(columns["next.done"][:, 0], f"{path}: next.done", first)
             yield Block(
                 np.concatenate([values[name] for name in seen], 1),
                 values["action"],

@@ -99,7 +99,9 @@ def _check_totals(path: Path, metadata: dict[str, Any], episodes: list[Episode])
     found = {"total_episodes": len(episodes), "total_steps": sum(episode.rows for episode in episodes)}
     for name, number in found.items():
         if metadata.get(name, number) != number:
-            raise UserError(f"{path} says {name}={metadata[name]}, but {_MAIN} has {number}; download it again")
+            raise UserError(
+                f"{path} says {name}={str(metadata[name])[:80]}, but {_MAIN} has {number}; download it again"
+            )
 
 
 def _described(metadata: dict[str, Any]) -> dict[str, Any]:

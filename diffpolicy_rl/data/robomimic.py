@@ -69,10 +69,11 @@ def _demonstrations(file: h5py.File, data: h5py.Group, mask: str | None) -> list
         chosen = present
     else:
         item = hdf5.member(file, f"mask/{mask}")
-        if not isinstance(item, h5py.Dataset) or item.ndim != 1:
+        if hdf5.kind_of(item) not in ("S", "O") or item.ndim != 1 or item.external or item.is_virtual:
             known = hdf5.names(hdf5.subgroup(file, "mask"))
             raise UserError(f"{file.filename} has no subset mask/{mask}; {did_you_mean(mask, known)}")
-        chosen = {name.decode() if isinstance(name, bytes) else str(name) for name in item[()]}
+        hdf5.check_size(item, len(item) * item.dtype.itemsize)
+        chosen = {name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in item[()]}
         if missing := chosen - present:
             raise UserError(f"{file.filename}: mask/{mask} lists {sorted(missing)[0]}, which is not in data")
     if not chosen:

@@ -1,6 +1,6 @@
 """What every data format becomes: episodes end to end, read block by block, with images left on disk."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,8 +136,30 @@ class Transitions:
 
     def returns(self) -> NDArray[np.float64]:
         """Undiscounted return of each episode."""
+        return self._per_episode(self.rewards)
+
+    def episode_costs(self) -> NDArray[np.float64] | None:
+        """What each episode cost; None where the data has no costs."""
+        return None if self.costs is None else self._per_episode(self.costs)
+
+    def _per_episode(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         starts = np.concatenate([[0], self.episode_ends()[:-1]])
-        return np.add.reduceat(self.rewards.astype(np.float64), starts)
+        return np.add.reduceat(values.astype(np.float64), starts)
+
+
+def concatenate(sets: Sequence[Transitions]) -> Transitions:
+    """Several sets of one task end to end, without their images; costs, and what was seen last, only where all have it.
+
+    The last episode of each ends there, if by nothing else by a timeout.
+    """
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in sets]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    arrays = {name: joined(name) for name in ("observations", "actions", "rewards", "terminals", "costs", "finals")}
+    timeouts = np.concatenate([np.append(part.timeouts[:-1], not part.terminals[-1]) for part in sets])
+    return Transitions(**arrays, timeouts=timeouts, rewarded=all(part.rewarded for part in sets))
 
 
 def load(source: Source) -> Transitions:

@@ -23,6 +23,7 @@ REWARDS = INDEX + 0.5
 TERMINALS = np.array([0, 0, 1, 0, 0], bool)
 TIMEOUTS = np.array([0, 0, 0, 0, 1], bool)
 FINALS = np.array([[1000], [2000]], np.float32) + np.arange(3, dtype=np.float32)
+COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts")
 IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, 8, 6, 3), dtype=np.uint8)
 
 

@@ -355,6 +355,20 @@ except UserError as error:
     assert done.stdout == "LeRobot's files need an extra package: pip install 'diffpolicy_rl[lerobot]'\n"
 
 
+def test_sets_end_to_end(tmp_path):
+    costly = read(made.dsrl(tmp_path / "a"))
+    open_ended = read(made.d4rl(tmp_path / "b", timeouts=np.zeros(5)))
+    assert costly.episode_costs().tolist() == [1, 1]
+    both = transitions.concatenate([open_ended, costly])
+    assert both.episode_ends().tolist() == [3, 5, 8, 10]
+    assert both.terminals.tolist() == [*made.TERMINALS, *made.TERMINALS]
+    assert both.costs is None
+    assert both.finals is None
+    twice = transitions.concatenate([costly, costly])
+    assert twice.episode_costs().tolist() == [1, 1, 1, 1]
+    equal(twice.finals, np.concatenate([made.FINALS, made.FINALS]))
+
+
 def test_d4rl_reads_what_it_wrote(tmp_path):
     data = read(made.dsrl(tmp_path / "set"))
     d4rl.write(tmp_path / "new.hdf5", dataclasses.replace(data, costs=None))

@@ -79,6 +79,15 @@ def huge_chunks(file):
     item.id.write_direct_chunk((0, 0), b"is never unpacked")
 
 
+def chunks(file):
+    for part in "01":
+        for name in made.COLUMNS:
+            file[f"virtual/{part}/{name}"] = file[name][()]
+    file["virtual/1/costs"] = np.zeros(5)
+    for name in made.COLUMNS:
+        del file[name]
+
+
 def absurd(file):
     del file["observations"]
     item = file.create_dataset("observations", (2**50, 3), "f4", chunks=(1024, 3), compression="gzip")
@@ -187,6 +196,7 @@ CASES = {
         "virtual must hold groups 0, 1",
     ),
     "d4rl version": (made.d4rl, hdf5(lambda file: file.attrs.update(format_version=9)), "data format 9"),
+    "d4rl unlike chunks": (made.d4rl, hdf5(chunks), "its parts have other arrays"),
     "dsrl successors": (made.dsrl, put("next_observations", data=np.zeros((5, 2))), "next_observations is"),
     "dsrl costs": (made.dsrl, value("costs", 1, np.inf), "costs holds NaN or infinity, first in row 1"),
     "minari not JSON": (made.minari, inside("data/metadata.json", cut(0.5)), "metadata.json is not JSON"),
@@ -254,6 +264,11 @@ CASES = {
         "has no demonstrations",
     ),
     "robomimic done": (made.robomimic, value("data/demo_0/dones", 2, 7), "demo_0/dones must be 0 or 1, but row 2 is 7"),
+    "robomimic other successors": (
+        made.robomimic,
+        put("data/demo_10/next_obs/object", data=np.zeros((2, 9))),
+        "demo_10/next_obs has other widths than obs",
+    ),
     "robomimic images": (
         made.robomimic,
         put("data/demo_10/obs/agentview_image", data=np.zeros((2, 8, 6, 3))),
@@ -264,25 +279,36 @@ CASES = {
         info(codebase_version="v2.1"),
         "codebase_version 'v2.1', this version reads v3.0",
     ),
-    "lerobot newer": (made.lerobot, info(codebase_version=4), "codebase_version 4"),
+    "lerobot newer": (made.lerobot, info(codebase_version=4), "codebase_version '4'"),
     "lerobot path traversal": (
         made.lerobot,
         info(data_path="../../{chunk_index}/{file_index}"),
         "leads out of the data set",
     ),
-    "lerobot absolute path": (made.lerobot, info(data_path="/etc/passwd"), "leads out of the data set, to /etc/passwd"),
+    "lerobot absolute path": (
+        made.lerobot,
+        info(data_path="/etc/{chunk_index}"),
+        "leads out of the data set, to /etc/0",
+    ),
     "lerobot format string": (
         made.lerobot,
         info(data_path="{chunk_index.__class__.__mro__}"),
         "must be a path with",
     ),
     "lerobot wide format": (made.lerobot, info(data_path="{chunk_index:0999999999d}"), "must be a path with"),
-    "lerobot no path": (made.lerobot, info(data_path=None), "data_path is None, but must be a path"),
+    "lerobot long path": (made.lerobot, info(data_path="x" * 10**6), "must be a path with"),
+    "lerobot episode numbers": (
+        made.lerobot,
+        column(EPISODES, "data/chunk_index", pa.array([0.0, np.nan])),
+        "data/chunk_index must hold whole numbers",
+    ),
+    "lerobot no path": (made.lerobot, info(data_path=None), "data_path is 'None', but must be a path"),
     "lerobot absurd shape": (made.lerobot, feature("action", shape=[10**15]), "action has shape"),
     "lerobot shape of text": (made.lerobot, feature("action", shape="2"), "action has shape 2"),
     "lerobot features": (made.lerobot, info(features=[1]), "features must be an object"),
     "lerobot no action": (made.lerobot, info(features={"observation.state": {"shape": [3]}}), "has no feature action"),
     "lerobot fps": (made.lerobot, info(fps=0), "fps is 0, but must be"),
+    "lerobot huge fps": (made.lerobot, info(fps=10**400), "fps is .*, but must be"),
     "lerobot total": (made.lerobot, info(total_frames=10**15), "total_frames=1000000000000000, episodes have 5"),
     "lerobot data missing": (
         made.lerobot,
