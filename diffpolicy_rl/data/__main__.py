@@ -13,7 +13,6 @@ from diffpolicy_rl.data.catalog import resolve
 from diffpolicy_rl.data.files import sha256
 from diffpolicy_rl.data.formats import WRITERS, open_source
 from diffpolicy_rl.data.published import download
-from diffpolicy_rl.data.replay import replay
 from diffpolicy_rl.data.survey import Survey, survey
 from diffpolicy_rl.data.transitions import ReadOptions, Source, load
 from diffpolicy_rl.errors import UserError, did_you_mean
@@ -175,6 +174,8 @@ def _check_env(source: Source, found: Survey, env: "VecEnv") -> None:
         print(f"checked: shapes and bounds of actions are those of {env.spec_id}")
     if max(found.lengths) > env.max_episode_steps:
         print(f"warning: episodes are longer than {env.max_episode_steps} steps, the limit of {env.spec_id}")
+    from diffpolicy_rl.data.parity import replay  # here, because it brings torch
+
     try:
         print(f"replayed: {replay(env, source)}")
     except UserError as error:

@@ -111,7 +111,7 @@ def read_vector(item: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
 
 
 def row_ranges(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """First and last-but-one row of blocks of ``width`` numbers a row."""
+    """First row of each block, and the row after its last, where a row has ``width`` numbers."""
     step = rows_per_block(width)
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
