@@ -1,6 +1,7 @@
 """Write LeRobot's data sets of version 3; see ``lerobot`` for the layout."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from diffpolicy_rl.data.files import new_folder
 from diffpolicy_rl.data.lerobot_images import encode
 from diffpolicy_rl.data.parquet import require_pyarrow
-from diffpolicy_rl.data.transitions import Transitions
+from diffpolicy_rl.data.transitions import Frames, Transitions
 from diffpolicy_rl.errors import UserError
 
 _FILE_BYTES = 100 * 2**20  # LeRobot's own limit, after which it begins the next file
@@ -40,6 +41,7 @@ def write(path: Path, transitions: Transitions) -> None:
     task = str(attributes.get("task", attributes.get("env_id", "task")))
     video = bool(attributes.get("video", False))
     columns = _columns(transitions)
+    transitions = dataclasses.replace(transitions, images=_named(transitions.images))
     with new_folder(path) as folder:
         moments = {camera: _Moments() for camera in transitions.images}
         if video:
@@ -52,6 +54,12 @@ def write(path: Path, transitions: Transitions) -> None:
         statistics |= {camera: one.statistics() for camera, one in moments.items()}
         _write_json(folder / "meta" / "stats.json", statistics)
         _write_json(folder / "meta" / "info.json", _info(transitions, columns, fps, video))
+
+
+def _named(images: Mapping[str, Frames]) -> dict[str, Frames]:
+    """Cameras under names that LeRobot's policies look for, and that lead nowhere as the names of folders."""
+    own = "observation.images."
+    return {own + name.removeprefix(own).replace("/", "."): frames for name, frames in images.items()}
 
 
 def _columns(transitions: Transitions) -> dict[str, NDArray[Any]]:

@@ -123,7 +123,7 @@ def test_convert_says_what_is_left_behind(run, tmp_path):
     assert run("convert", path, tmp_path / "newer", "format=lerobot").endswith("as lerobot\n")
     costly = made.dsrl(tmp_path / "costly")
     assert "as robomimic, without its costs\n" in run("convert", costly, tmp_path / "newest", "format=robomimic")
-    assert read(tmp_path / "newer").images["agentview_image"].shape == (3, 8, 6)
+    assert read(tmp_path / "newer").images["observation.images.agentview_image"].shape == (3, 8, 6)
 
 
 @pytest.mark.parametrize(

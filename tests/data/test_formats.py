@@ -319,14 +319,14 @@ def test_lerobot_writes_images(tmp_path, video):
     data = dataclasses.replace(data, attributes={"fps": 10, "task": "push the block", "video": video})
     WRITERS["lerobot"](tmp_path / "new", data)
     rows = np.array([4, 1, 1, 3, 0, 2])
-    found = read(tmp_path / "new").images["top"].read(rows)
+    found = read(tmp_path / "new").images["observation.images.top"].read(rows)
     assert np.abs(found.astype(int) - Camera().read(rows)).max() <= (6 if video else 0)
     assert bool(list((tmp_path / "new").rglob("*.mp4"))) == video
     statistics = json.loads((tmp_path / "new/meta/stats.json").read_text())
-    assert np.shape(statistics["top"]["mean"]) == (3, 1, 1)
+    assert np.shape(statistics["observation.images.top"]["mean"]) == (3, 1, 1)
     expected = Camera().read(np.arange(5)) / 255
-    assert statistics["top"]["mean"][0][0][0] == pytest.approx(expected.mean())
-    assert statistics["top"]["std"][1][0][0] == pytest.approx(expected.std())
+    assert statistics["observation.images.top"]["mean"][0][0][0] == pytest.approx(expected.mean())
+    assert statistics["observation.images.top"]["std"][1][0][0] == pytest.approx(expected.std())
     assert statistics["action"]["max"] == pytest.approx(made.ACTIONS.max(0).tolist())
     tasks = pq.read_table(tmp_path / "new/meta/tasks.parquet")
     assert tasks.to_pydict() == {"task_index": [0], "task": ["push the block"]}
@@ -334,6 +334,16 @@ def test_lerobot_writes_images(tmp_path, video):
     steps = pq.read_table(tmp_path / "new/data/chunk-000/file-000.parquet")
     assert steps["timestamp"].to_pylist() == pytest.approx([0, 0.1, 0.2, 0, 0.1])
     assert steps["index"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_names_of_cameras_lead_nowhere(tmp_path):
+    data = read(made.robomimic(tmp_path / "set"))
+    data = dataclasses.replace(
+        data, images={"../../../../cam": data.images["agentview_image"]}, attributes={"video": True}
+    )
+    WRITERS["lerobot"](tmp_path / "deep" / "new", data)
+    assert [path.name for path in tmp_path.rglob("file-000.mp4")] == ["file-000.mp4"]
+    assert next(tmp_path.rglob("*.mp4")).is_relative_to(tmp_path / "deep" / "new" / "videos")
 
 
 def test_reading_hdf5_needs_no_extra(tmp_path):
