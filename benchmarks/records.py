@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.protocol import unit_of
-from diffpolicy_rl.data.catalog import resolve as resolve_data
-from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.training.build import phases_of
+from diffpolicy_rl.training.build import phases_of, read_data
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.config import DataConfig, TrainConfig, to_plain
 from diffpolicy_rl.training.logger import read_metrics
@@ -179,7 +177,7 @@ def describe_data(source: DataConfig | None) -> dict[str, Any] | None:
     """Where data comes from and how well it does: returns of its episodes, and what they cost if they do."""
     if source is None:
         return None
-    data = read(resolve_data(str(source.path)))
+    data = read_data(source)
     returns = data.returns()[: source.episodes]
     described = {
         "path": source.path,

@@ -70,7 +70,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_each_layer_imports_only_lower_ones(name):
     ours = {module for module in imports(name) if module.split(".")[0] == "diffpolicy_rl"}
-    if layer(name) in LAYERS:
+    if layer(name) in LAYERS and not name.endswith(".__main__"):  # entry points see everything
         assert {layer(module) for module in ours} <= LAYERS[layer(name)]
     else:
         assert name == "diffpolicy_rl" or ENTRY in SOURCES[name].read_text(), f"{name} belongs to no layer"

@@ -1,14 +1,12 @@
-"""What can be had by name: packaged demonstrations, and external agents that more can be collected from."""
+"""What can be had by name: demonstrations, packaged or downloaded, and external agents to collect more from."""
 
-import contextlib
 import hashlib
-import http.client
-import os
-import urllib.request
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from diffpolicy_rl.data.download import cache, fetch
+from diffpolicy_rl.data.published import PUBLISHED, place_of
 from diffpolicy_rl.errors import UserError, did_you_mean
 
 _AGENTS = "https://raw.githubusercontent.com/DLR-RM/rl-trained-agents/cd35bde610f4045bf2e0731c8f4c88d22df8fc85"
@@ -51,14 +49,19 @@ EXPERTS = {f"{expert.algorithm}-{expert.task.lower()}": expert for expert in _AL
 
 
 def resolve(path: str) -> Path:
-    """The file a data setting names: a path, or a packaged set by name."""
-    if Path(path).is_file() or Path(path).suffix:
+    """The file or folder a data setting names: a path, or a packaged set, or one that was downloaded, by name."""
+    if Path(path).exists() or Path(path).suffix:
         return Path(path)
     demos = Path(str(resources.files("diffpolicy_rl.data") / "demos"))
     packaged = {file.stem: file for file in demos.glob("*.hdf5")}
-    if path not in packaged:
-        raise UserError(f"there is no data set {path!r}; {did_you_mean(path, packaged)}")
-    return packaged[path]
+    if path in packaged:
+        return packaged[path]
+    published = place_of(path)
+    if published is None:
+        raise UserError(f"there is no data set {path!r}; {did_you_mean(path, [*packaged, *PUBLISHED])}")
+    if not published.exists():
+        raise UserError(f"{path} is published, but not here yet: python -m diffpolicy_rl.data download {path}")
+    return published
 
 
 def fetch_expert(expert: str) -> Path:
@@ -75,40 +78,11 @@ def fetch_expert(expert: str) -> Path:
         return Path(expert)
     if expert in EXPERTS:
         entry = EXPERTS[expert]
-        return _download(entry.url, f"{expert}.zip", entry.sha256)
+        return fetch((entry.url,), cache() / f"{expert}.zip", entry.sha256)
     if "://" in expert:
         place = hashlib.sha256(expert.encode()).hexdigest()[:12]  # two places may use the same file name
-        return _download(expert, f"{place}-{expert.rsplit('/', 1)[-1]}", None)
+        return fetch((expert,), cache() / f"{place}-{expert.rsplit('/', 1)[-1]}", None)
     from diffpolicy_rl.scripted import SCRIPTED  # here, because it brings torch
 
     known = {*EXPERTS, *SCRIPTED}
     raise UserError(f"there is no expert {expert!r}, nor a file of that name; {did_you_mean(expert, known)}")
-
-
-def _download(url: str, name: str, sha256: str | None) -> Path:
-    target = _cache() / name
-    if target.exists() and sha256 in (None, _sha256(target)):
-        return target
-    temporary = target.with_name(f".{name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as response:
-            temporary.write_bytes(response.read())
-        found = _sha256(temporary)
-        if sha256 not in (None, found):
-            raise UserError(f"{url} is not the expected file: its SHA-256 is {found}, not {sha256}")
-        os.replace(temporary, target)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"cannot download {url} ({error}); fetch it elsewhere and put it at {target}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return target
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("DIFFPOLICY_RL_CACHE", Path.home() / ".cache" / "diffpolicy_rl"))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

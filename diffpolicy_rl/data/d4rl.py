@@ -1,15 +1,18 @@
-"""Read and write transitions in D4RL's hdf5 layout.
+"""Read and write transitions in D4RL's hdf5 layout, and in DSRL's, which adds costs.
 
-Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,), ``timeouts`` (S,) and, in
-data for safe learning, ``costs`` (S,), as DSRL has them; S counts the transitions of all episodes, in order. The writer
-adds attributes that say where the data comes from.
+Datasets ``observations`` (S, O), ``actions`` (S, D), ``rewards`` (S,), ``terminals`` (S,) and ``timeouts`` (S,); S
+counts the transitions of all episodes, in order. Vectors may also be (S, 1). DSRL's files have ``costs`` (S,) and
+``next_observations`` (S, O) as well. Large files of D4RL keep the same under ``virtual/<id>/``. What else they hold, as
+``infos/...`` and ``metadata/...``, is not looked at. The writer adds attributes that say where the data comes from.
+
+D4RL itself never looks at ``next_observations``: where an episode was cut off, its last transition is left out of what
+values are learned from. Its files are read likewise, so that results compare. In DSRL's files, and in ours, they say
+what was seen last.
 """
 
-import contextlib
 import io
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,146 +20,177 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_rl.errors import UserError, did_you_mean
+from diffpolicy_rl.data import hdf5
+from diffpolicy_rl.data.files import check_writable as check_writable
+from diffpolicy_rl.data.files import replace, require_new
+from diffpolicy_rl.data.transitions import Block, ReadOptions, Source, Transitions, finite, flags, load
+from diffpolicy_rl.errors import UserError, require_positive
 
 FORMAT_VERSION = 1
-_DIMENSIONS = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "costs": 1}
-_REQUIRED = ("observations", "actions", "rewards", "terminals")
-_MAX_BYTES = 64 * 2**30
+_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "costs")
+# What D4RL's tasks of v0 are cut at, whose files do not mark it; by how the file's name begins.
+_LIMITS = {"halfcheetah": 1000, "hopper": 1000, "walker": 1000, "ant_": 1000, "ant-": 1000, "pen": 100} | dict.fromkeys(
+    ("hammer", "door", "relocate"), 200
+)
+_SAME = 1e-6  # how far a successor may be from the next row's observation, per entry
+
+
+def read(path: Path, options: ReadOptions | None = None) -> Transitions:
+    """Read a whole file; see ``open_source``."""
+    return load(open_source(path, options or ReadOptions()))
+
+
+def open_source(path: Path, options: ReadOptions) -> Source:
+    """Check a file's header.
+
+    Raises:
+        UserError: if it is missing, not hdf5, cut short, of another format version, or its arrays are absent, misshapen
+            or not plain numbers.
+    """
+    with hdf5.opened(path) as file:
+        attributes = hdf5.attributes(file)
+        ours = "format_version" in file.attrs
+        version = attributes.get("format_version")
+        if ours and version != FORMAT_VERSION:
+            raise UserError(f"{path} has data format {version}, this version reads {FORMAT_VERSION}")
+        parts = [_part(file, place, ours) for place in _places(file)]
+        kinds = {(part.widths, part.names) for part in parts}
+    rows = sum(part.rows for part in parts)
+    if not rows:
+        raise UserError(f"{path} holds no transitions")
+    if len(kinds) > 1:
+        raise UserError(f"{path}: its parts have other arrays, or other widths, than each other")
+    limit, notes = _limit(path, parts[0], attributes, options)
+
+    def blocks() -> Iterator[Block]:
+        for part in parts:
+            yield from _blocks(path, part, limit)
+
+    form = "dsrl" if "costs" in parts[0].names else "d4rl"
+    return Source(path, form, rows, *parts[0].widths, blocks, attributes, notes=notes)
 
 
 @dataclass(frozen=True)
-class Transitions:
-    """Episodes end to end, in raw units.
+class _Part:
+    """The arrays in one group of the file."""
 
-    Attributes:
-        observations: (S, O) float32.
-        actions: (S, D) float32.
-        rewards: (S,) float32.
-        terminals: (S,) bool, the episode ended in a state without future.
-        timeouts: (S,) bool, the episode was cut off.
-        attributes: what the file says about itself.
-        source: the file's name, for messages.
-        costs: (S,) float32, what each step cost beside its reward, where the task says so.
-    """
-
-    observations: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    rewards: NDArray[np.float32]
-    terminals: NDArray[np.bool_]
-    timeouts: NDArray[np.bool_]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    source: str = "data"
-    costs: NDArray[np.float32] | None = None
-
-    def episode_ends(self) -> NDArray[np.int64]:
-        """Index after each episode's last transition; what follows the last flag counts as an episode too."""
-        ends = np.flatnonzero(self.terminals | self.timeouts) + 1
-        return ends if len(ends) and ends[-1] == len(self.rewards) else np.append(ends, len(self.rewards))
-
-    def returns(self) -> NDArray[np.float64]:
-        """Undiscounted return of each episode."""
-        starts = np.concatenate([[0], self.episode_ends()[:-1]])
-        return np.add.reduceat(self.rewards.astype(np.float64), starts)
+    place: str
+    rows: int
+    widths: tuple[int, int]
+    names: tuple[str, ...]
 
 
-def read(path: Path) -> Transitions:
-    """Read a file.
-
-    Raises:
-        UserError: if it is missing, not hdf5, cut short, or its arrays are absent, misshapen, not finite or not plain
-            numbers.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no data file {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = {key: _plain(value) for key, value in file.attrs.items()}
-            version = attributes.get("format_version", FORMAT_VERSION)
-            if version != FORMAT_VERSION:
-                raise UserError(f"{path} has data format {version}, this version reads {FORMAT_VERSION}")
-            present = {*file, *_REQUIRED}
-            arrays = {name: _read_array(file, name, path) for name in _DIMENSIONS if name in present}
-    except (OSError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a readable hdf5 file, perhaps cut short in a download: {reason}") from error
-    length = len(arrays["observations"])
-    for name, array in arrays.items():
-        if len(array) != length:
-            raise UserError(f"{path}: {name} has {len(array)} rows, observations has {length}")
-    if length == 0:
-        raise UserError(f"{path} holds no transitions")
-    flags = {name: arrays.pop(name, np.zeros(length)).astype(bool) for name in ("terminals", "timeouts")}
-    return Transitions(**arrays, **flags, attributes=attributes, source=path.name)
+def _places(file: h5py.File) -> list[str]:
+    if "observations" in hdf5.names(file) or "virtual" not in hdf5.names(file):  # broken links among them, too
+        return [""]
+    chunks = hdf5.names(hdf5.subgroup(file, "virtual"))
+    if not all(name.isdecimal() for name in chunks):
+        raise UserError(f"{file.filename}: virtual must hold groups 0, 1, ... alone, but has {', '.join(chunks)}")
+    return [f"virtual/{name}" for name in sorted(chunks, key=int)]
 
 
-def _read_array(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
-    """One array as float32, refused unless it is a plain finite array of the right rank inside this very file."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink | None):
-        raise UserError(f"{path}: {name} is a link, perhaps to another file; copy what it leads to into this one")
-    item = file.get(name)
-    if item is None:
-        raise UserError(f"{path} has no {name}; {did_you_mean(name, file.keys())}")
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiub" or item.external or item.is_virtual:
-        raise UserError(f"{path}: {name} is not a plain array of numbers")
-    if item.ndim != _DIMENSIONS[name]:
-        raise UserError(f"{path}: {name} has shape {item.shape}, but needs {_DIMENSIONS[name]} dimension(s)")
-    if 4 * int(np.prod(item.shape, dtype=object)) > _MAX_BYTES:
-        raise UserError(f"{path}: {name} claims {item.shape} entries, more than {_MAX_BYTES >> 30} GiB")
-    array = item.astype(np.float32)[()]
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        raise UserError(f"{path}: {name} holds NaN or infinity, first in row {bad[0, 0]}; drop that episode")
-    return array
+def _part(file: h5py.File, place: str, ours: bool) -> _Part:
+    group = hdf5.subgroup(file, place)
+    observations = hdf5.array(group, "observations", 2)
+    rows, width = observations.shape
+    actions = hdf5.array(group, "actions", 2, rows)
+    present = hdf5.names(group)  # broken links among them, too
+    optional = [name for name in ("timeouts", "costs") if name in present]
+    for name in ("rewards", "terminals", *optional):
+        hdf5.array(group, name, 1, rows)
+    if "next_observations" in present and ("costs" in present or ours):
+        following = hdf5.array(group, "next_observations", 2, rows)
+        if following.shape != observations.shape:
+            raise UserError(f"{file.filename}: next_observations is {following.shape}, but needs {observations.shape}")
+        optional.append("next_observations")
+    return _Part(place, rows, (width, actions.shape[1]), ("rewards", "terminals", *optional))
 
 
-def check_writable(path: Path) -> None:
-    """Raise UserError if a new file cannot be written there: better before the work than after it."""
-    if path.exists():
-        raise UserError(f"{path} exists already; choose another name or delete it")
-    _replace(path, b"")
-    path.unlink()
+def _limit(
+    path: Path, part: _Part, attributes: dict[str, Any], options: ReadOptions
+) -> tuple[int | None, tuple[str, ...]]:
+    """What episodes are cut at where the file does not mark it, and what is to be said about it."""
+    if "timeouts" in part.names:
+        return None, ()
+    known = (limit for prefix, limit in _LIMITS.items() if path.name.lower().startswith(prefix))
+    stated = attributes.get("max_episode_steps")
+    limit = options.max_episode_steps or (stated if isinstance(stated, int) else next(known, None))
+    if limit is None:
+        return None, ("no timeouts: episodes end at terminals alone; max_episode_steps=<n> cuts them",)
+    require_positive(max_episode_steps=limit)
+    return limit, (f"no timeouts: episodes are cut after {limit} steps",)
+
+
+def _blocks(path: Path, part: _Part, limit: int | None) -> Iterator[Block]:
+    elapsed = 0
+    with hdf5.opened(path) as file:
+        group: Any = hdf5.subgroup(file, part.place)
+        for start, stop in hdf5.row_ranges(part.rows, 2 * sum(part.widths)):
+
+            def vector(name: str, start: int = start, stop: int = stop) -> NDArray[Any]:
+                return hdf5.read_vector(group[name], start, stop)
+
+            def where(name: str) -> str:
+                return f"{path}: {part.place}/{name}".replace(": /", ": ")
+
+            terminals = flags(vector("terminals"), where("terminals"), start)
+            timeouts, finals = np.zeros_like(terminals), None
+            if "timeouts" in part.names:
+                timeouts = flags(vector("timeouts"), where("timeouts"), start)
+            elif limit:
+                timeouts, elapsed = _cut(terminals, limit, elapsed)
+            observations = finite(group["observations"][start : stop + 1], where("observations"), start)
+            if "next_observations" in part.names:
+                following = finite(group["next_observations"][start:stop], where("next_observations"), start)
+                # Where rows do not follow each other, as in a subset of DSRL's, an episode was cut without a mark.
+                jumps = np.abs(following[: len(observations) - 1] - observations[1:]).max(1, initial=0) > _SAME
+                timeouts[: len(jumps)] |= jumps & ~terminals[: len(jumps)]
+                timeouts[-1] |= stop == part.rows and not terminals[-1]
+                finals = following[terminals | timeouts]
+            yield Block(
+                observations[: stop - start],
+                finite(group["actions"][start:stop], where("actions"), start),
+                finite(vector("rewards"), where("rewards"), start),
+                terminals,
+                timeouts,
+                finite(vector("costs"), where("costs"), start) if "costs" in part.names else None,
+                finals,
+            )
+
+
+def _cut(terminals: NDArray[np.bool_], limit: int, elapsed: int) -> tuple[NDArray[np.bool_], int]:
+    """Timeouts (S,) after every ``limit`` steps of an episode, of which ``elapsed`` were before; and what is left."""
+    timeouts, start = np.zeros_like(terminals), -elapsed
+    for end in (np.flatnonzero(terminals) + 1).tolist():
+        timeouts[start + limit - 1 : end : limit] = True
+        start = end
+    timeouts[start + limit - 1 :: limit] = True
+    return timeouts & ~terminals, (len(terminals) - start) % limit
 
 
 def write(path: Path, transitions: Transitions) -> None:
     """Write a file atomically, compressed; UserError if it exists already or cannot be written."""
-    if path.exists():
-        raise UserError(f"{path} exists already; choose another name or delete it")
-    returns = transitions.returns()
+    require_new(path)
+    returns, costs = transitions.returns(), transitions.episode_costs()
     attributes = {
+        **transitions.attributes,
         "format_version": FORMAT_VERSION,
         "episodes": len(returns),
         "return_mean": returns.mean(),
         "return_std": returns.std(),
         "return_min": returns.min(),
         "return_max": returns.max(),
-        **transitions.attributes,
+        **({} if costs is None else {"cost_mean": costs.mean(), "cost_min": costs.min(), "cost_max": costs.max()}),
     }
+    arrays = {name: getattr(transitions, name) for name in _ARRAYS}
+    if transitions.finals is not None:
+        following = np.roll(transitions.observations, -1, axis=0)
+        following[transitions.episode_ends() - 1] = transitions.finals
+        arrays["next_observations"] = following
     content = io.BytesIO()  # built in memory, because HDF5 does not recover from a disk that is full
     with h5py.File(content, "w") as file:
         file.attrs.update(attributes)
-        for name in _DIMENSIONS:
-            array = getattr(transitions, name)
+        for name, array in arrays.items():
             if array is not None:
                 file.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
-    _replace(path, content.getbuffer())
-
-
-def _replace(path: Path, content: "bytes | memoryview") -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    replace(path, content.getbuffer())

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.data.d4rl import Transitions
+from diffpolicy_rl.data.transitions import Transitions
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.buffers import Batch
 from diffpolicy_rl.experience.replay import ReplayBuffer
@@ -49,6 +49,9 @@ class ChunkDataset:
         # First and last row of each transition's episode.
         self._first = (ends - lengths).repeat_interleave(lengths).to(device)
         self._last = (ends - 1).repeat_interleave(lengths).to(device)
+        self._episode = torch.arange(len(ends)).repeat_interleave(lengths).to(device)
+        finals = transitions.finals
+        self._finals = None if finals is None else torch.from_numpy(finals).to(device)
         self._ahead = torch.arange(horizon, device=device)
         self._back = torch.arange(1 - history, 1, device=device)
 
@@ -72,16 +75,23 @@ class ChunkDataset:
     def decisions(self, execute: int) -> ReplayBuffer:
         """Every window of A actions as a decision to learn values from.
 
-        What was seen after an episode's last action is not in the data. Where the episode terminated, nothing needs it;
-        where it was cut off, the last action is left out, so that its observation is what the window before it led to.
+        Where an episode terminated, nothing needs what was seen after its last action. Where it was cut off and the
+        data does not have that, the last action is left out, so that its observation is what the window before it led
+        to, as in D4RL's q-learning view (Fu et al. 2020, arXiv 2004.07219).
 
         Args:
             execute: A.
+
+        Raises:
+            UserError: if no rewards were recorded.
         """
+        if not self.transitions.rewarded:
+            raise UserError(f"{self.transitions.source} has no rewards to learn values from; clone it, with agent=bc")
         rows = torch.arange(len(self), device=self.device)
         terminals = torch.from_numpy(self.transitions.terminals[: len(self)]).to(self.device)
         terminal = terminals[self._last]
-        usable = torch.where(terminal, self._last + 1, self._last)  # where the usable transitions of each row end
+        whole = terminal | (self._finals is not None)
+        usable = torch.where(whole, self._last + 1, self._last)  # where the usable transitions of each row end
         starts = rows[rows < usable]
         ahead = starts.unsqueeze(1) + torch.arange(execute, device=self.device)
         end, inside = usable[starts], ahead < usable[starts].unsqueeze(1)
@@ -105,12 +115,34 @@ class ChunkDataset:
                 "rewards": rewards[windows] * inside,
                 "executed": executed,
                 "terminated": terminated,
-                "next_obs": self.windows(after.minimum(self._last[starts])).obs,
+                "next_obs": self._seen_after(after - 1),
                 "successor": successor,
                 **extras,
             }
         )
         return buffer
+
+    def _seen_after(self, rows: Tensor) -> Tensor:
+        """What was seen after the actions (B,): (B, O), or (B, To, O); the last again where the data does not say."""
+        following = self.windows((rows + 1).minimum(self._last[rows])).obs
+        if self._finals is None:
+            return following
+        final = self._finals[self._episode[rows]]
+        if following.ndim == 3:
+            final = torch.cat([self.windows(rows).obs[:, 1:], final.unsqueeze(1)], 1)
+        ended = (rows == self._last[rows]).view(-1, *[1] * (following.ndim - 1))
+        return torch.where(ended, final, following)
+
+    def images(self, starts: Tensor) -> dict[str, Tensor]:
+        """What the cameras saw where windows start, at transitions (B,): uint8 (B, To, C, height, width) by camera.
+
+        They are read from disk at each call, on the CPU.
+        """
+        seen = torch.maximum(starts.unsqueeze(1) + self._back, self._first[starts].unsqueeze(1)).cpu()
+        return {
+            camera: torch.from_numpy(frames.read(seen.flatten().numpy())).unflatten(0, seen.shape)
+            for camera, frames in self.transitions.images.items()
+        }
 
     def check_fits(self, spec: Spec) -> None:
         """Raise UserError if the shapes are not the task's; warn if the data says it is of another one."""

@@ -5,14 +5,15 @@ from typing import Any
 import torch
 
 from diffpolicy_rl.data.catalog import resolve as resolve_data
-from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.data.dataset import ChunkDataset
+from diffpolicy_rl.data.formats import read
+from diffpolicy_rl.data.transitions import ReadOptions, Transitions
 from diffpolicy_rl.envs.make import make_env
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.streams import stream
-from diffpolicy_rl.training.config import Component, PolicyConfig, TrainConfig, arguments, target
+from diffpolicy_rl.training.config import Component, DataConfig, PolicyConfig, TrainConfig, arguments, target
 from diffpolicy_rl.types import Agent, Spec, VecEnv
 
 _WEIGHTS, _AGENT = 2, 3  # stream keys
@@ -92,6 +93,12 @@ def phases_of(config: TrainConfig) -> tuple[str, ...]:
     return left
 
 
+def read_data(config: DataConfig) -> Transitions:
+    """What a run's data settings name; UserError if they name nothing, or the file is not sound."""
+    options = ReadOptions(config.keys, config.mask, config.max_episode_steps)
+    return read(resolve_data(str(config.path)), options)
+
+
 def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:
     """The run's demonstrations, actions normalised; they fit the policy's normalisers, unless others did before."""
     if config.data.path is None:
@@ -100,7 +107,7 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
             f"env={spec.env_id} has no packaged demonstrations; "
             f"give data=<file>, make one with diffpolicy_rl.collect, or {other}"
         )
-    transitions = read(resolve_data(config.data.path))
+    transitions = read_data(config.data)
     episodes, history = config.data.episodes, config.env.history
     dataset = ChunkDataset(transitions, policy.horizon, history=history, episodes=episodes, device=policy.device)
     dataset.check_fits(spec)

@@ -43,12 +43,18 @@ class DataConfig:
     """The demonstrations.
 
     Attributes:
-        path: a file, or the name of a packaged set.
+        path: a file or folder of any format that diffpolicy_rl.data reads, or the name of a packaged or downloaded set.
         episodes: use only the first so many.
+        keys: names of the observations to join, where the format has several; by default the usual ones.
+        mask: a subset of the episodes by the name that a robomimic file gives it, as in train.
+        max_episode_steps: where episodes are cut, in files of D4RL that do not mark it.
     """
 
     path: str | None = None
     episodes: int | None = None
+    keys: tuple[str, ...] = ()
+    mask: str | None = None
+    max_episode_steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
+import http.server
+import threading
+
 import numpy as np
 import pytest
+from loopback import Handler
 
 from diffpolicy_rl.data.d4rl import Transitions, write
 
@@ -26,3 +30,21 @@ def transitions():
 def path(tmp_path, transitions):
     write(tmp_path / "good.hdf5", transitions())
     return tmp_path / "good.hdf5"
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.requests = []
+        running.url = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFPOLICY_RL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -1,57 +1,13 @@
 import hashlib
-import http.server
-import socket
-import threading
 
 import pytest
+from loopback import CONTENT
 
-from diffpolicy_rl.data import __main__ as command
 from diffpolicy_rl.data import catalog
 from diffpolicy_rl.data.catalog import EXPERTS, Expert, fetch_expert, resolve
 from diffpolicy_rl.data.d4rl import read
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.scripted import SCRIPTED
-
-CONTENT = b"weights" * 1000
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; the path says what goes wrong."""
-
-    def do_GET(self):
-        self.server.requests.append(self.path)
-        if "missing" in self.path:
-            self.send_error(404)
-        elif "broken" in self.path:
-            self.send_error(500)
-        elif "silent" in self.path:
-            self.connection.shutdown(socket.SHUT_RDWR)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(CONTENT) * (2 if "cut" in self.path else 1)))
-            self.end_headers()
-            self.wfile.write(CONTENT)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.requests = []
-        running.url = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFPOLICY_RL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -155,20 +111,3 @@ def test_packaged_demonstrations(name, megabytes, episodes, worst):
     assert data.attributes["env_id"] == experts[data.attributes["source"]].env_id
     assert {"seed", "command", "mujoco", "gymnasium", "format_version"} <= set(data.attributes)
     assert abs(data.actions).max() <= 1.0  # also in m and rad
-
-
-def test_info(capsys):
-    command.main(["info", "hopper"])
-    printed = capsys.readouterr().out
-    assert "hopper.hdf5: 40 episodes, 15,445 transitions" in printed
-    assert "observations (15445, 11), actions (15445, 3)" in printed
-    assert "return 1418.2 ± 565.0, 1026.3 to 3697.4" in printed
-    assert "env_id: Hopper-v5" in printed
-
-
-@pytest.mark.parametrize("argv", [[], ["info"], ["inform", "hopper"], ["info", "hopper", "more"]])
-def test_info_usage(argv, capsys):
-    with pytest.raises(UserError, match=r"usage: python -m diffpolicy_rl\.data info FILE"):
-        command.main(argv)
-    command.main(["--help"])
-    assert "usage: python -m diffpolicy_rl.data info FILE" in capsys.readouterr().out

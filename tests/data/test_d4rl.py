@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from diffpolicy_rl.data import d4rl
+from diffpolicy_rl.data import files
 from diffpolicy_rl.data.d4rl import read, write
 from diffpolicy_rl.errors import UserError
 
@@ -69,7 +69,7 @@ def test_failed_write_leaves_nothing(tmp_path, transitions, monkeypatch, call, n
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(d4rl.os, call, fail)
+    monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(UserError, match=rf"^cannot write .*a\.hdf5: {os.strerror(number)}$"):
         write(tmp_path / "a.hdf5", transitions())
     assert list(tmp_path.iterdir()) == []

@@ -70,10 +70,10 @@ def _claims_the_newest(file):
 
 BROKEN = {
     "rank of a matrix": (_array("actions", data=np.zeros(6)), r"actions has shape \(6,\), but needs 2"),
-    "rank of a vector": (_array("rewards", data=np.zeros((6, 1))), r"rewards has shape \(6, 1\), but needs 1"),
+    "rank of a vector": (_array("rewards", data=np.zeros((6, 2))), r"rewards has shape \(6, 2\), but needs 1"),
     "scalar": (_array("rewards", data=1.0), r"rewards has shape \(\), but needs 1"),
     "null": (_array("rewards", data=h5py.Empty("f4")), "rewards"),
-    "length": (_array("rewards", data=np.zeros(5)), "rewards has 5 rows, observations has 6"),
+    "length": (_array("rewards", data=np.zeros(5)), "rewards has 5 rows, but needs 6"),
     "misnamed": (lambda file: file.move("rewards", "reward"), "has no rewards; did you mean 'reward'?"),
     "group": (lambda file: (file.move("rewards", "r"), file.create_group("rewards")), "rewards is not a plain array"),
     "text": (_array("rewards", data=[b"x"] * 6), "rewards is not a plain array"),
