@@ -71,7 +71,8 @@ class VecEnv(Protocol):
     - ``executed`` (N,) int64: how many actions ran, 1 to A;
     - ``final_obs``: like obs, what was seen after the last executed action, before any reset;
     - ``_final_obs`` (N,) bool: terminated | truncated, where it is the episode's last and obs the next one's first;
-    - ``cost`` (N, A) and ``success`` (N,) bool, only if the task has them.
+    - ``costs`` (N, A), like rewards, and ``cost`` (N,), their sum, only if the task has costs;
+    - ``success`` (N,) bool, only if the task can be solved.
     """
 
     num_envs: int

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from diffpolicy_rl import cli
 from diffpolicy_rl.data.catalog import resolve
 from diffpolicy_rl.data.d4rl import read
+from diffpolicy_rl.data.scores import describe
 from diffpolicy_rl.errors import UserError
 
 _USAGE = "python -m diffpolicy_rl.data info FILE"
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     returns = data.returns()
     print(f"{data.source}: {len(returns)} episodes, {len(data.rewards):,} transitions")
     print(f"observations {data.observations.shape}, actions {data.actions.shape}")
-    print(f"return {returns.mean():.1f} ± {returns.std():.1f}, {returns.min():.1f} to {returns.max():.1f}")
+    print("\n".join(describe(data)))
     for name, value in sorted(data.attributes.items()):
         print(f"{name}: {value}")
 

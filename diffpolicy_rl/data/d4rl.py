@@ -8,7 +8,7 @@ adds attributes that say where the data comes from.
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,25 @@ class Transitions:
 
     def returns(self) -> NDArray[np.float64]:
         """Undiscounted return of each episode."""
+        return self._per_episode(self.rewards)
+
+    def episode_costs(self) -> NDArray[np.float64] | None:
+        """What each episode cost; None where the data has no costs."""
+        return None if self.costs is None else self._per_episode(self.costs)
+
+    def _per_episode(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         starts = np.concatenate([[0], self.episode_ends()[:-1]])
-        return np.add.reduceat(self.rewards.astype(np.float64), starts)
+        return np.add.reduceat(values.astype(np.float64), starts)
+
+
+def concatenate(sets: Sequence[Transitions]) -> Transitions:
+    """Several sets of one task end to end; costs only where all have them."""
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in sets]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    return Transitions(**{name: joined(name) for name in _DIMENSIONS})
 
 
 def read(path: Path) -> Transitions:
@@ -122,7 +139,7 @@ def write(path: Path, transitions: Transitions) -> None:
     """Write a file atomically, compressed; UserError if it exists already or cannot be written."""
     if path.exists():
         raise UserError(f"{path} exists already; choose another name or delete it")
-    returns = transitions.returns()
+    returns, costs = transitions.returns(), transitions.episode_costs()
     attributes = {
         "format_version": FORMAT_VERSION,
         "episodes": len(returns),
@@ -130,6 +147,7 @@ def write(path: Path, transitions: Transitions) -> None:
         "return_std": returns.std(),
         "return_min": returns.min(),
         "return_max": returns.max(),
+        **({} if costs is None else {"cost_mean": costs.mean(), "cost_min": costs.min(), "cost_max": costs.max()}),
         **transitions.attributes,
     }
     content = io.BytesIO()  # built in memory, because HDF5 does not recover from a disk that is full

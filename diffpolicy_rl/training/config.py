@@ -45,10 +45,12 @@ class DataConfig:
     Attributes:
         path: a file, or the name of a packaged set.
         episodes: use only the first so many.
+        recipe: how ``collect`` makes the file, one command's settings per part.
     """
 
     path: str | None = None
     episodes: int | None = None
+    recipe: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

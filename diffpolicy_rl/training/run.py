@@ -148,6 +148,14 @@ def load(
     return load_agent(path, which, trust, device).deploy().eval().requires_grad_(False)
 
 
+def read_replay(path: str | Path, trust: Collection[str] = ()) -> State:
+    """The experience that a run's last checkpoint holds; UserError if its agent does not learn from replay."""
+    state = _read(path, "last", trust)
+    if "replay" not in state:
+        raise UserError(f"{path} kept no experience, because its agent does not learn from replay; use sac, for one")
+    return state["replay"]
+
+
 def load_base(config: TrainConfig, spec: Spec) -> GenerativePolicy:
     """The pretrained policy of the run that ``base=`` names; UserError if it does not fit the task."""
     state = _read(str(config.base), "base", modules_of(to_plain(config)))
