@@ -32,7 +32,7 @@ class CollectConfig:
         out: the file to write; a recipe's default is the path in its own file.
         run: a run whose deployed policy acts.
         expert: a name in the catalogue, a scripted expert's name, a Stable-Baselines3 SAC or TQC zip, or its URL.
-        replay: a run of an agent that learns from replay, all of whose kept experience is written.
+        replay: a run whose training's own episodes are written, as its replay or its diary kept them.
         recipe: a set in configs/data that says how it is made.
         env: where an expert or a run's policy acts, an id or a name in configs/env, if not where it is known from.
         episodes: how many.
@@ -132,11 +132,10 @@ def _make(config: CollectConfig, console: "Console") -> "Transitions":
 
 def _lived_through(run: str, trust: tuple[str, ...]) -> "Transitions":
     from diffpolicy_rl.data.replayed import episodes
-    from diffpolicy_rl.training.run import load_agent, read_config, read_replay
+    from diffpolicy_rl.training.run import read_config, read_experience
 
-    replay, task = read_replay(run, trust), read_config(Path(run), trust).env
-    made = episodes(replay, load_agent(run, "last", trust).policy.action_normalizer.inverse, run)
-    return dataclasses.replace(made, attributes={"env_id": task.id})
+    made = episodes(*read_experience(run, trust), run)
+    return dataclasses.replace(made, attributes={"env_id": read_config(Path(run), trust).env.id})
 
 
 def _players(config: CollectConfig) -> "tuple[VecEnv, DeployedPolicy]":

@@ -89,7 +89,7 @@ class BudgetConfig:
         offline_steps: gradient steps on demonstrations by agents that learn offline before they act.
         env_steps: env steps of online learning, at most, but one iteration.
         decisions: T, decisions of each env per iteration.
-        replay: decisions that agents which learn from replay keep; the oldest go first.
+        replay: decisions that agents which learn from replay, and diaries, keep; the oldest go first.
         bc_eval_every: behaviour-cloning iterations between evaluations.
         offline_eval_every: offline iterations between evaluations.
         eval_every: online iterations between evaluations.
@@ -130,6 +130,7 @@ class TrainConfig:
         threads: cores to use, all by default.
         loggers: trackers besides JSONL and TensorBoard, out of wandb and trackio.
         video: write a video of the final policy where rendering works.
+        diary: keep what the agent lives through online, the last ``budget.replay`` decisions, for ``collect replay=``.
         run_dir: where the run goes; by default a new folder under runs/.
         iterations: stop after so many loop iterations over all phases.
         max_minutes: stop after so many minutes.
@@ -147,6 +148,7 @@ class TrainConfig:
     threads: int | None = None
     loggers: tuple[str, ...] = ()
     video: bool = True
+    diary: bool = False
     run_dir: str | None = None
     iterations: int | None = None
     max_minutes: float | None = None
