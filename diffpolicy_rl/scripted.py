@@ -117,7 +117,7 @@ class PointMazeMediumExpert(PointMazeExpert):
 
 
 def _shortest_ways(centres: Tensor) -> Tensor:
-    """The next cell of a shortest way from each cell to each other (cells, cells): breadth-first search from the end."""
+    """The next cell of a shortest way from each cell to each other (cells, cells), searched breadth-first."""
     touching = (torch.cdist(centres, centres) - 1).abs() < 0.1  # side by side
     ways = torch.zeros(touching.shape, dtype=torch.long)
     for end in range(len(centres)):

@@ -53,8 +53,7 @@ def record(
             after, reward, terminated, truncated, info = env.step(action)
             assert isinstance(obs, Tensor)  # D4RL's layout has no other
             newest = obs if obs.ndim == 2 else obs[:, -1]
-            cost = [info["cost"]] if "cost" in info else []
-            kept.add(newest, action[:, 0], reward, *cost, terminated, truncated)
+            kept.add(newest, action[:, 0], reward, info.get("cost"), terminated, truncated)
             for stateful in (driver, disturbance):
                 stateful.reset(terminated | truncated)
             obs = after
@@ -67,27 +66,32 @@ class _Record:
 
     def __init__(self, num_envs: int, quota: list[int]) -> None:
         self._steps: list[tuple[Tensor, ...]] = []
-        self._quota, self._ended = quota, [0] * num_envs
+        self._quota, self._ended, self._costly = quota, [0] * num_envs, False
 
     @property
     def collected(self) -> int:
         """Episodes that count so far."""
         return sum(map(min, self._ended, self._quota))
 
-    def add(self, *step: Tensor) -> None:
-        """Take in observations, actions, rewards, costs if any, terminated and truncated flags of all envs."""
+    def add(
+        self, obs: Tensor, action: Tensor, reward: Tensor, cost: Tensor | None, terminated: Tensor, truncated: Tensor
+    ) -> None:
+        """Take in what happened in a step of all envs."""
+        self._costly |= cost is not None
+        step = (obs, action, reward, torch.zeros_like(reward) if cost is None else cost, terminated, truncated)
         self._steps.append(tuple(part.cpu().clone() for part in step))
-        for row in (step[-1] | step[-2]).nonzero().flatten().tolist():
+        for row in (terminated | truncated).nonzero().flatten().tolist():
             self._ended[row] += 1
 
     def transitions(self) -> Transitions:
         """Episodes end to end, env by env."""
-        obs, action, reward, *cost, terminated, truncated = map(torch.stack, zip(*self._steps, strict=True))
+        steps = (torch.stack(part) for part in zip(*self._steps, strict=True))
+        obs, action, reward, cost, terminated, truncated = steps
         finished = (terminated | truncated).long().cumsum(0) - (terminated | truncated).long()
         keep = (finished < torch.tensor(self._quota)).T  # (N, T): the env's episode number is within its quota
 
         def rows(part: Tensor) -> Any:
             return part.transpose(0, 1)[keep].numpy()
 
-        costs = rows(cost[0]) if cost else None
+        costs = rows(cost) if self._costly else None
         return Transitions(rows(obs), rows(action), rows(reward), rows(terminated), rows(truncated), costs=costs)
