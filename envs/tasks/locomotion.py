@@ -34,7 +34,7 @@ class Locomotion(Task):
         reset_noise_scale: size of the noise on the initial state.
         exclude_current_positions_from_observation: hide the absolute position, which the reward does not depend on.
         speed_limit: x velocity, m/s, above which a step costs 1; by default there is neither limit nor cost.
-        penalty: reward lost in such a step, for agents that know of no costs.
+        penalty: reward lost per m/s above it, for agents that know of no costs.
     """
 
     forward_reward_weight: float = 1.0
@@ -70,13 +70,14 @@ class Locomotion(Task):
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
         """Reward (...,) of the env step from ``before`` to ``after`` under ``action`` (..., D)."""
         reward = self._gain(before, after) - self.ctrl_cost_weight * action.square().sum(dim=-1)
-        return reward - self.penalty * self._speeding(before, after) if self.penalty else reward
+        if self.penalty:
+            reward = reward - self.penalty * (self._velocity_x(before, after) - self.speed_limit).clamp(min=0)
+        return reward
 
     def cost(self, before: Physics, after: Physics, action: Tensor) -> Tensor | None:
         """1 where the body was faster than its limit, else 0, (...,); None without a limit."""
-        return self._speeding(before, after) if self.speed_limit < inf else None
-
-    def _speeding(self, before: Physics, after: Physics) -> Tensor:
+        if self.speed_limit == inf:
+            return None
         return (self._velocity_x(before, after) > self.speed_limit).to(after.qpos.dtype)
 
     def _gain(self, before: Physics, after: Physics) -> Tensor:

@@ -97,9 +97,9 @@ class PointRobot(Task):
         cos, sin = heading.cos(), heading.sin()
         parts = [*physics.qpos[..., :3].unbind(-1), cos, sin]
         for x, y in (_to(physics, centre).unbind(-1) for centre in HAZARDS):
-            distance = (x.square() + y.square()).sqrt()
-            ahead, left = cos * x + sin * y, cos * y - sin * x
-            parts += [distance, torch.cos(torch.atan2(left, ahead)), torch.sin(torch.atan2(left, ahead))]
+            distance = torch.hypot(x, y)
+            bearing = torch.atan2(cos * y - sin * x, cos * x + sin * y)
+            parts += [distance, bearing.cos(), bearing.sin()]
         return torch.stack(parts, dim=-1)
 
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
