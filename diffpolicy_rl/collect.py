@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _USAGE = "python -m diffpolicy_rl.collect [RUN | expert=NAME | replay=RUN | recipe=NAME] out=FILE [key=value ...]"
 _ABOUT_THE_SET = ("recipe", "out", "num_envs", "trust")  # what a recipe's parts share
+_ABOUT_ACTING = ("env", "episodes", "stochastic", "action_scale", "action_noise", "which")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class CollectConfig:
             raise UserError(f"name either a run or an expert, a replay or a recipe; usage: {_USAGE}")
         if self.episodes < 1:
             raise UserError(f"episodes={self.episodes} collects nothing; ask for at least 1")
+        for name in _differing(self).keys() & {*_ABOUT_ACTING} if self.replay else ():
+            raise UserError(f"{name} has no effect beside replay=, which writes what happened")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     from diffpolicy_rl.training.logger import Console
     from diffpolicy_rl.training.threads import use_fast_fp32
 
+    for part in parts:
+        _check_trained(part)
     use_fast_fp32()
     check_writable(out)
     with Console() as console:
@@ -113,11 +118,15 @@ def _recipe(config: CollectConfig, argv: Sequence[str]) -> list[CollectConfig]:
     return [cli.build(CollectConfig, command, f"{config.recipe}: ") for command in commands]
 
 
+def _check_trained(part: CollectConfig) -> None:
+    """Raise UserError if a run is missing that the part says how to make."""
+    run = part.run or part.replay
+    if part.train and run and not Path(run).exists():
+        raise UserError(f"there is no run at {run}; make it: python -m diffpolicy_rl.train {part.train}")
+
+
 def _make(config: CollectConfig, console: "Console") -> "Transitions":
     """One part of a set, with its env's id among its attributes."""
-    for run in (config.run, config.replay):
-        if config.train and run is not None and not Path(run).exists():
-            raise UserError(f"there is no run at {run}; make it: python -m diffpolicy_rl.train {config.train}")
     from diffpolicy_rl.training.recording import record
 
     if config.replay is not None:

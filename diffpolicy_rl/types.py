@@ -21,7 +21,8 @@ Obs = Tensor | dict[str, Tensor]
 """Observations: a tensor (N, O), or (N, To, O) with history, where the space is a Box; else a dict of tensors."""
 
 Extras = dict[str, Tensor]
-"""What an agent wants back from the buffer, leading dimension N; reserved: chain, value, log_prob, w, base_action."""
+"""What an agent wants back from the buffer, leading dimension N; reserved: chain, value, log_prob, w, base_action,
+costs, return_to_go."""
 
 State = dict[str, Any]
 """A tree of dicts whose leaves are tensors or JSON values: all that a checkpoint may hold."""

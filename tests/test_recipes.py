@@ -20,6 +20,7 @@ from diffpolicy_rl.experience.replay import ReplayBuffer
 from diffpolicy_rl.training import compose
 from diffpolicy_rl.training.config import DataConfig
 from diffpolicy_rl.training.logger import read_metrics
+from diffpolicy_rl.training.rollout import Rollout
 from tests.training.tiny_run import POLICIES, tiny
 
 FILES = Path(__file__).parents[1] / "configs" / "data"
@@ -90,6 +91,29 @@ def test_costs_reach_the_agent(tmp_path):
     assert 0 < sum(seen) < len(seen)
     costs = ChunkDataset(stored, 4).decisions(4).decisions(torch.tensor([0, 20, 25]), 0.99).extras["costs"]
     assert costs.tolist() == [seen[0:4], seen[20:24], seen[25:29]]
+
+
+class Pusher:
+    """Acts at random; only what a rollout asks of an agent."""
+
+    data, policy = "replay", torch.nn.Identity()
+
+    def act(self, obs, *, explore):
+        action = 2 * torch.rand(len(obs), 2, 3) - 1
+        return action, {"action": action}
+
+    def reset(self, done):
+        pass
+
+
+def test_costs_stay_in_replay():
+    env, replay = make_env("SafeHopper-v5", num_envs=3, chunk=2, speed_limit=0.0), ReplayBuffer(100)
+    seen, step = [], env.step
+    env.step = lambda action: (seen.append(step(action)), seen[-1])[1]
+    Rollout(env, 0, 20, replay).collect(Pusher())
+    costs = replay.decisions(torch.arange(60), 0.99).extras["costs"]
+    assert torch.equal(costs, torch.cat([result[4]["costs"] for result in seen]))
+    assert set(costs.flatten().tolist()) == {0.0, 1.0}
 
 
 def buffer(capacity):
@@ -173,6 +197,7 @@ def test_refusals(small, tmp_path, monkeypatch):
     missing = refused("recipe=hopper_medium_replay")
     assert missing.startswith("there is no run at runs/hopper_ppo; make it: python -m diffpolicy_rl.train agent=ppo ")
     assert "name either" in refused("recipe=small", "replay=runs/a")
+    assert "episodes has no effect beside replay=" in refused("replay=runs/a", "episodes=3", "out=a.hdf5")
     train.train(tiny(tmp_path / "run"))
     assert "train with diary=true" in refused("replay=run", "out=a.hdf5")
     assert "was made for (11,)" in refused("run", "env=safe_halfcheetah", "out=a.hdf5")

@@ -1,8 +1,9 @@
 """Normalised scores as D4RL has them (Fu et al. 2020, arXiv 2004.07219): 0 is a random policy, 100 an expert.
 
 The references are those of D4RL's own simulator. Gymnasium's v5 tasks have nearly the same rewards but not the same
-physics, so that scores on them compare runs with each other, not with published tables. Tasks with costs have the
-references and the normalised cost of DSRL (Liu et al. 2023, arXiv 2306.09303).
+physics, so that scores on them compare runs with each other, not with published tables. Tasks with costs have
+DSRL's references, the lowest and highest returns of its sets, and its normalised cost (Liu et al. 2023, arXiv
+2306.09303).
 """
 
 import numpy as np
