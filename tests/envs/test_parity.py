@@ -77,6 +77,26 @@ def test_settings_mean_what_they_mean_to_gymnasium(env_id, settings):
     assert step_both(env_id, 200, **settings, **TASKS[env_id].required) > 0
 
 
+def test_speeding_costs_and_can_be_penalised():
+    moves = 2 * torch.rand(4, 30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+    infos, speeds = {}, []
+    for penalty in (0.0, 3.0):
+        settings = {"num_envs": 4, "dtype": torch.float64, "seed": 0, "speed_limit": 0.2, "penalty": penalty}
+        env = make_env("SafeHalfCheetah-v5", **settings)
+        env.reset()
+        infos[penalty] = []
+        for move in moves.unsqueeze(2).unbind(1):
+            before = env.state()["qpos"][:, 0]
+            infos[penalty].append(env.step(move)[4])
+            speeds.append((env.state()["qpos"][:, 0] - before) / 0.05)
+    excess = torch.stack(speeds[:30]) - 0.2
+    costs, plain = (torch.stack([info[name][:, 0] for info in infos[0.0]]) for name in ("costs", "rewards"))
+    penalised = torch.stack([info["rewards"][:, 0] for info in infos[3.0]])
+    assert torch.equal(costs, (excess > 0).double())
+    assert 10 < costs.sum() < 110
+    torch.testing.assert_close(penalised, plain - 3 * excess.clamp(min=0), rtol=0, atol=1e-10)
+
+
 def test_steps_from_a_state_in_contact_equal_gymnasium():
     """Setting a state makes the solver forget, as Gymnasium's reset does, and the step computes all it needs."""
     rows = 16
