@@ -94,8 +94,8 @@ def main(argv: Sequence[str]) -> None:
         made = [_make(part, console) for part in parts]
     transitions = dataclasses.replace(concatenate(made), attributes=_attributes(config, parts, made, argv))
     write(out, transitions)
-    print("\n".join(describe(transitions)))
     returns = transitions.returns()
+    print("\n".join(describe(transitions.attributes["env_id"], returns, transitions.episode_costs())))
     print(
         f"wrote {out}: {len(returns)} episodes, {len(transitions.rewards):,} transitions, return {returns.mean():.1f} "
         f"± {returns.std():.1f} ({returns.min():.1f} to {returns.max():.1f}), {out.stat().st_size / 1e6:.2f} MB"

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     returns = data.returns()
     print(f"{data.source}: {len(returns)} episodes, {len(data.rewards):,} transitions")
     print(f"observations {data.observations.shape}, actions {data.actions.shape}")
-    print("\n".join(describe(data)))
+    print("\n".join(describe(str(data.attributes.get("env_id", "")), returns, data.episode_costs())))
     for name, value in sorted(data.attributes.items()):
         print(f"{name}: {value}")
 

@@ -9,8 +9,6 @@ DSRL's references, the lowest and highest returns of its sets, and its normalise
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpolicy_rl.data.d4rl import Transitions
-
 _REFERENCES = {
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
@@ -37,9 +35,14 @@ def normalized_cost(cost: float, limit: float) -> float:
     return (cost + eps) / (limit + eps)
 
 
-def describe(data: Transitions) -> list[str]:
-    """Lines on how returns, costs and scores of a set are distributed: what a result on it must be compared with."""
-    returns, costs, env_id = data.returns(), data.episode_costs(), str(data.attributes.get("env_id", ""))
+def describe(env_id: str, returns: NDArray[np.float64], costs: NDArray[np.float64] | None = None) -> list[str]:
+    """Lines on how a set's episodes are distributed: what a result on it must be compared with.
+
+    Args:
+        env_id: the task.
+        returns: undiscounted return of each episode.
+        costs: summed cost of each, if the set has costs.
+    """
     lines = [f"return {_distribution(returns)}"]
     if costs is not None:
         lines.append(f"cost {_distribution(costs)}; {(costs == 0).mean():.0%} of the episodes cost nothing")

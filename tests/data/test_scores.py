@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from diffpolicy_rl.data.d4rl import Transitions
 from diffpolicy_rl.data.scores import describe, normalized_cost, normalized_score
 
 
@@ -24,20 +23,11 @@ def test_dsrl_s_references_and_cost() -> None:
     assert (normalized_cost(0, 0), normalized_cost(3, 0)) == (1, 4)
 
 
-def data(env_id: str, returns: list[float], costs: list[float] | None) -> Transitions:
-    """Episodes of one step."""
-    rewards, ends = np.array(returns, dtype=np.float32), np.ones(len(returns), dtype=bool)
-    spent = None if costs is None else np.array(costs, dtype=np.float32)
-    some = np.zeros((len(returns), 1), dtype=np.float32)
-    return Transitions(some, some, rewards, ends, ~ends, {"env_id": env_id}, costs=spent)
-
-
 def test_how_a_set_is_described() -> None:
-    returns = [float(value) for value in range(0, 1010, 10)]
-    lines = describe(data("Hopper-v5", returns, None))
+    lines = describe("Hopper-v5", np.arange(0.0, 1010, 10))
     assert lines[0] == "return 500.0 ± 291.5, 0.0 to 1000.0, 10/25/50/75/90 %: 100.0 250.0 500.0 750.0 900.0"
     assert lines[1].startswith("normalised score of the mean 16.0, by D4RL's references: Gymnasium's v5 physics is not")
-    lines = describe(data("PointRobot-v0", [1.0, 2.0], [0.0, 8.0]))
+    lines = describe("PointRobot-v0", np.array([1.0, 2.0]), np.array([0.0, 8.0]))
     spread = "cost 4.0 ± 4.0, 0.0 to 8.0, 10/25/50/75/90 %: 0.8 2.0 4.0 6.0 7.2"
     assert lines[1:] == [f"{spread}; 50% of the episodes cost nothing"]
-    assert "DSRL's" in describe(data("SafeHopper-v5", [1.0], [0.0]))[2]
+    assert "DSRL's" in describe("SafeHopper-v5", np.ones(1), np.zeros(1))[2]
