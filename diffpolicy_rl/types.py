@@ -21,7 +21,8 @@ Obs = Tensor | dict[str, Tensor]
 """Observations: a tensor (N, O), or (N, To, O) with history, where the space is a Box; else a dict of tensors."""
 
 Extras = dict[str, Tensor]
-"""What an agent wants back from the buffer, leading dimension N; reserved: chain, value, log_prob, w, base_action."""
+"""What an agent wants back from the buffer, leading dimension N; reserved: chain, value, log_prob, w, base_action,
+costs, return_to_go."""
 
 State = dict[str, Any]
 """A tree of dicts whose leaves are tensors or JSON values: all that a checkpoint may hold."""
@@ -71,7 +72,8 @@ class VecEnv(Protocol):
     - ``executed`` (N,) int64: how many actions ran, 1 to A;
     - ``final_obs``: like obs, what was seen after the last executed action, before any reset;
     - ``_final_obs`` (N,) bool: terminated | truncated, where it is the episode's last and obs the next one's first;
-    - ``cost`` (N, A) and ``success`` (N,) bool, only if the task has them.
+    - ``costs`` (N, A), like rewards, and ``cost`` (N,), their sum, only if the task has costs;
+    - ``success`` (N,) bool, only if the task can be solved.
     """
 
     num_envs: int

@@ -52,6 +52,7 @@ class ChunkResult:
         terminated: (N,) bool.
         truncated: (N,) bool, never set together with ``terminated``.
         first_obs: (N, O) first observation of the next episode where the row's episode ended; anything elsewhere.
+        costs: (N, A), 0 where the row was frozen; None if the task has none.
         info: further tensors for ``step``'s info, leading dimension N.
     """
 
@@ -61,6 +62,7 @@ class ChunkResult:
     terminated: Tensor
     truncated: Tensor
     first_obs: Tensor
+    costs: Tensor | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -192,6 +194,9 @@ class ChunkedVecEnv(gymnasium.vector.VectorEnv):
         self._begin(done, result.first_obs, final)
         rewards = result.rewards.to(self.dtype)
         info = {"rewards": rewards, "executed": result.executed, "_final_obs": done, **result.info}
+        if result.costs is not None:
+            costs = result.costs.to(self.dtype)
+            info |= {"costs": costs, "cost": costs.sum(dim=1)}
         info = {name: self._out(value) for name, value in info.items()} | {"final_obs": self._stack(final)}
         flags = self._out(result.terminated), self._out(result.truncated)
         return self.observation(), self._out(rewards.sum(dim=1)), *flags, info

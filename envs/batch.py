@@ -79,8 +79,10 @@ class BatchEnv(ChunkedVecEnv):
         rewards = self.task.reward(before, after, action).masked_fill(~ran, 0.0)
         won = self.task.success(after)
         info = {} if won is None else {"success": (won & ran).any(dim=1)}
+        costs = self.task.cost(before, after, action)
+        costs = None if costs is None else costs.masked_fill(~ran, 0.0)
         first_obs = self._restart(terminated | truncated)
-        return ChunkResult(self.task.observe(after), rewards, executed, terminated, truncated, first_obs, info)
+        return ChunkResult(self.task.observe(after), rewards, executed, terminated, truncated, first_obs, costs, info)
 
     def _run_physics(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Record the path of the chunk; return executed, terminated and truncated, (N,) each."""
@@ -90,7 +92,7 @@ class BatchEnv(ChunkedVecEnv):
         live = ~terminated
         self._record(0)
         for index in range(self.chunk):
-            self._control.copy_(action[:, index])
+            self._control.copy_(self.task.drive(self._physics, action[:, index]))
             self._step(live.numpy())
             self._record(index + 1)
             executed += live

@@ -36,8 +36,9 @@ class ForeignEnv(ChunkedVecEnv):
         self._set_seeds()
         self._execute("run")
         outputs = (self._read(name) for name in ("obs", "rewards", "executed", "terminated", "truncated", "first_obs"))
-        success = self._read("success")
-        return ChunkResult(*outputs, info={"success": success == 1} if (success >= 0).any() else {})
+        success, costs = self._read("success"), self._read("costs")
+        info = {"success": success == 1} if (success >= 0).any() else {}
+        return ChunkResult(*outputs, costs=None if costs.isnan().all() else costs.nan_to_num(0.0), info=info)
 
     def _restart(self, rows: Tensor) -> Tensor:
         self._table["restart"] = rows.numpy()

@@ -16,7 +16,8 @@ class GymnasiumEnv(ForeignEnv):
 
     Actions are a Box; observations are a Box, or a Dict of them as goal environments have it, and come as one vector.
     Episode e of row i starts with ``reset(seed=f(seed, i, e))``. Where the environment's info has ``success`` or
-    ``is_success``, ``step``'s info has ``success`` (N,): whether any action of the chunk reported it.
+    ``is_success``, ``step``'s info has ``success`` (N,): whether any action of the chunk reported it. Where it has
+    ``cost``, as in Safety-Gymnasium, ``step``'s info has ``costs`` and ``cost``.
     """
 
     backend: ClassVar[str] = "gymnasium"

@@ -41,12 +41,12 @@ class Facts:
     max_episode_steps: int
 
     def row_type(self, chunk: int) -> np.dtype:
-        """Type of one row's record; ``success`` is -1 where the environment does not report it."""
+        """Type of one row's record; ``success`` is -1, and ``costs`` NaN, where the environment does not report it."""
         obs, actions = self.obs_dim, len(self.action_space.low)
         inputs = [("action", "f8", (chunk, actions)), ("seed", "i8"), ("restart", "?")]
         flags = [("terminated", "?"), ("truncated", "?"), ("success", "i1")]
         outputs = [("obs", "f8", (chunk, obs)), ("first_obs", "f8", (obs,)), ("rewards", "f8", (chunk,))]
-        return np.dtype([*inputs, *outputs, ("executed", "i8"), *flags], align=True)
+        return np.dtype([*inputs, *outputs, ("costs", "f8", (chunk,)), ("executed", "i8"), *flags], align=True)
 
 
 class RowEnv:
@@ -85,7 +85,7 @@ class RowEnv:
         An episode that was started in another process is lost: it is truncated after one action without reward, at the
         observation that the record holds.
         """
-        row["rewards"], row["success"] = 0.0, -1
+        row["rewards"], row["costs"], row["success"] = 0.0, np.nan, -1
         if not self._started:
             row["executed"], row["terminated"], row["truncated"] = 1, False, True
             return self.restart(row)
@@ -93,6 +93,7 @@ class RowEnv:
         for index, action in enumerate(row["action"].astype(space.dtype)):
             step = self._env.step(action.reshape(space.shape))
             row["obs"][index], row["rewards"][index] = _flat(self._env.observation_space, step[0]), step[1]
+            row["costs"][index] = step[4].get("cost", np.nan)
             row["success"] = max(row["success"], _success(step[4]))
             row["executed"], row["terminated"] = index + 1, step[2]
             row["truncated"] = step[3] and not step[2]

@@ -15,6 +15,7 @@ from diffpolicy_rl.envs.make import make_env
 from diffpolicy_rl.envs.streams import episode_seeds
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experts import load_expert
+from diffpolicy_rl.training.recording import record
 from diffpolicy_rl.types import DeployedPolicy
 
 
@@ -78,7 +79,7 @@ def hopper(expert, tmp_path, *words, name="demos.hdf5"):
 
 @pytest.mark.parametrize(("num_envs", "episodes", "quota"), [(3, 11, [4, 4, 3]), (4, 4, [1] * 4), (1, 5, [5])])
 def test_every_env_gives_its_first_episodes(num_envs, episodes, quota):
-    data = collect.collect(Chunks(), lengths_env(num_envs), episodes, seed=5, action_noise=0.0)
+    data = record(Chunks(), lengths_env(num_envs), episodes, seed=5, action_noise=0.0)
     key = torch.tensor([(row, episode) for row, count in enumerate(quota) for episode in range(count)])
     expected = (episode_seeds(5, key[:, 0], key[:, 1]) % 10_000).numpy()
     first = starts(data)
@@ -93,18 +94,18 @@ def test_every_env_gives_its_first_episodes(num_envs, episodes, quota):
 
 
 def test_chunks_are_executed_action_by_action_and_end_with_the_episode():
-    data = collect.collect(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.0)
+    data = record(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.0)
     t = data.observations[:, 1]
     expected = np.where(t % 2 == 0, t, 1 - t) / np.float32(100)
     np.testing.assert_allclose(data.actions[:, 0], expected.clip(-0.5, 0.5), rtol=1e-6)
 
 
 def test_what_is_stored_is_what_was_executed():
-    data = collect.collect(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.4)
+    data = record(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.4)
     inside = np.delete(np.arange(len(data.rewards)), starts(data))
     np.testing.assert_array_equal(data.observations[inside, 2], data.actions[inside - 1, 0])
     np.testing.assert_allclose(data.rewards, (data.observations[:, 1] + 1) * data.actions[:, 0], rtol=1e-6)
-    clean = collect.collect(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.0)
+    clean = record(Chunks(), lengths_env(3), 9, seed=5, action_noise=0.0)
     noise = data.actions - clean.actions
     free = abs(data.actions) < 0.5
     assert 0.05 < 1 - free.mean() < 0.5  # some were clipped, to the bound exactly

@@ -60,7 +60,7 @@ LAYERS = {
     "agents": BASE | {"nets", "policies", "experience", "agents"},
     "envs": {"types", "errors", "envs"},
     "experts": BASE,
-    "scripted": BASE,
+    "scripted": BASE | {"envs"},
     "runtime": {"runtime"},
     "configs": set(),
     "training": BASE | {"nets", "policies", "experience", "data", "envs", "training"},

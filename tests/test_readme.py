@@ -9,7 +9,8 @@ import pytest
 from diffpolicy_rl import cli, collect, evaluate, train
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SHOWN = {"2e-4": "0.0002", "paper": "env_steps: 80000000"}  # what --cfg job says where it uses other words
+# What --cfg job says where it uses other words.
+SHOWN = {"2e-4": "0.0002", "500_000": "500000", "paper": "env_steps: 80000000"}
 COMMANDS = re.findall(r"^python -m diffpolicy_rl\.(\w+) ?([^#\n]*)", README, re.MULTILINE)
 
 

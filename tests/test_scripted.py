@@ -75,6 +75,6 @@ def test_collect(tmp_path):
 def test_refusals(tmp_path):
     out = f"out={tmp_path / 'a.hdf5'}"
     with pytest.raises(UserError, match="did you mean 'scripted-peg_insertion'"):
-        collect.main(["expert=scripted-peg", "env=peg_insertion", out])
+        collect.main(["expert=scripted-peg_insert", "env=peg_insertion", out])
     with pytest.raises(UserError, match=r"acts in PegInsertion-v0, not in Hopper-v5; leave out env="):
         collect.main(["expert=scripted-peg_insertion", "env=hopper", out])

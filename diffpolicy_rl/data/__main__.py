@@ -13,6 +13,7 @@ from diffpolicy_rl.data.catalog import resolve
 from diffpolicy_rl.data.files import sha256
 from diffpolicy_rl.data.formats import WRITERS, open_source
 from diffpolicy_rl.data.published import download
+from diffpolicy_rl.data.scores import describe
 from diffpolicy_rl.data.survey import Survey, survey
 from diffpolicy_rl.data.transitions import ReadOptions, Source, load
 from diffpolicy_rl.errors import UserError, did_you_mean
@@ -107,25 +108,22 @@ def _describe(source: Source, found: Survey) -> None:
     ended = f"{found.terminated} terminated" + (", the last one is not marked as ended" if found.unmarked else "")
     print(f"episodes of {min(found.lengths)} to {max(found.lengths)} steps, {ended}")
     if source.rewarded:
-        print(f"return {_spread(found.returns)}{_normalized(source, found)}")
-    if found.costs:
-        print(f"cost {_spread(found.costs)}")
+        costs = np.array(found.costs) if found.costs else None
+        lines = describe(str(source.attributes.get("env_id", "")), np.array(found.returns), costs)
+        print("\n".join([*lines, *_normalized(source, found)]))
     for camera, frames in source.images.items():
         print(f"images {camera}: {source.rows:,} of {frames.shape}")
     for note in source.notes:
         print(f"note: {note}")
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values):.1f}, {min(values):.1f} to {max(values):.1f}"
-
-
-def _normalized(source: Source, found: Survey) -> str:
+def _normalized(source: Source, found: Survey) -> list[str]:
     """The score by the references that Minari keeps with a data set."""
     low, high = (source.attributes.get(f"ref_{end}_score") for end in ("min", "max"))
     if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
-        return ""
-    return f", {100 * (np.mean(found.returns) - low) / (high - low):.1f} where {low} is 0 and {high} is 100"
+        return []
+    score = 100 * (np.mean(found.returns) - low) / (high - low)
+    return [f"normalised score of the mean {score:.1f}, where {low} is 0 and {high} is 100"]
 
 
 def _check(config: CheckConfig) -> None:

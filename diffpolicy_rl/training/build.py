@@ -1,5 +1,6 @@
 """From settings to objects: the only place that knows how agents and policies are put together."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,9 @@ def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> 
             f"env={spec.env_id} has no packaged demonstrations; "
             f"give data=<file>, make one with diffpolicy_rl.collect, or {other}"
         )
+    file = Path(config.data.path)
+    if config.data.recipe and not file.exists():
+        raise UserError(f"there is no {file} yet; make it: python -m diffpolicy_rl.collect recipe={file.stem}")
     transitions = read_data(config.data)
     episodes, history = config.data.episodes, config.env.history
     dataset = ChunkDataset(transitions, policy.horizon, history=history, episodes=episodes, device=policy.device)

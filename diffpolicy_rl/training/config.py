@@ -48,6 +48,7 @@ class DataConfig:
         keys: names of the observations to join, where the format has several; by default the usual ones.
         mask: a subset of the episodes by the name that a robomimic file gives it, as in train.
         max_episode_steps: where episodes are cut, in files of D4RL that do not mark it.
+        recipe: how ``collect`` makes the file, one command's settings per part.
     """
 
     path: str | None = None
@@ -55,6 +56,7 @@ class DataConfig:
     keys: tuple[str, ...] = ()
     mask: str | None = None
     max_episode_steps: int | None = None
+    recipe: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class BudgetConfig:
         offline_steps: gradient steps on demonstrations by agents that learn offline before they act.
         env_steps: env steps of online learning, at most, but one iteration; 0 for none.
         decisions: T, decisions of each env per iteration.
-        replay: decisions that agents which learn from replay keep; the oldest go first.
+        replay: decisions that agents which learn from replay, and diaries, keep; the oldest go first.
         bc_eval_every: behaviour-cloning iterations between evaluations.
         offline_eval_every: offline iterations between evaluations.
         eval_every: online iterations between evaluations.
@@ -136,6 +138,7 @@ class TrainConfig:
         threads: cores to use, all by default.
         loggers: trackers besides JSONL and TensorBoard, out of wandb and trackio.
         video: write a video of the final policy where rendering works.
+        diary: keep what the agent lives through online, the last ``budget.replay`` decisions, for ``collect replay=``.
         run_dir: where the run goes; by default a new folder under runs/.
         iterations: stop after so many loop iterations over all phases.
         max_minutes: stop after so many minutes.
@@ -153,6 +156,7 @@ class TrainConfig:
     threads: int | None = None
     loggers: tuple[str, ...] = ()
     video: bool = True
+    diary: bool = False
     run_dir: str | None = None
     iterations: int | None = None
     max_minutes: float | None = None

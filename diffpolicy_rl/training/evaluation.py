@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,22 @@ from diffpolicy_rl.types import DeployedPolicy, VecEnv
 
 MAX_ENVS = 40
 """Envs an evaluation runs side by side; part of the protocol, because it decides which episodes are played."""
+
+
+class Episode(NamedTuple):
+    """What is kept of an episode.
+
+    Attributes:
+        score: its undiscounted return.
+        length: its env steps.
+        success: whether the task reported it as won at any time; None where it reports nothing of the kind.
+        cost: what its steps cost; None where nothing does.
+    """
+
+    score: float
+    length: int
+    success: bool | None = None
+    cost: float | None = None
 
 
 def evaluate_policy(
@@ -36,39 +52,42 @@ def evaluate_policy(
         progress: called with the number of finished episodes after every step.
 
     Returns:
-        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths, and success, the share of
-        episodes that the task reported as won at any time, where it does.
+        mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths; where the task reports it,
+        success, the share of episodes won at any time; where it has costs, cost, the mean per episode, cost_ci_low,
+        cost_ci_high, and costs, those of the single episodes.
     """
     use_fast_fp32()
     per_env = math.ceil(episodes / env.num_envs)
     driver = Driver(policy, env, seed)
     obs, _ = env.reset(seed=seed)
     score, length = torch.zeros(env.num_envs, dtype=torch.float64), torch.zeros(env.num_envs, dtype=torch.long)
-    won, reported = torch.zeros(env.num_envs, dtype=torch.bool), False
-    results: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
+    won, cost = torch.zeros(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs, dtype=torch.float64)
+    results: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    reported: set[str] = set()
     with torch_threads(1), torch.inference_mode(), fixed_weights(policy):
         while any(len(rows) < per_env for rows in results):
             obs, _, terminated, truncated, info = env.step(driver.act(obs))
             score += info["rewards"].double().sum(-1).cpu()
             length += info["executed"].cpu()
             done = (terminated | truncated).cpu()
-            if "success" in info:
-                reported = True
-                won |= info["success"].cpu()
+            reported |= info.keys()
+            won |= info["success"].cpu() if "success" in info else False
+            cost += info["cost"].double().cpu() if "cost" in info else 0.0
             for row in done.nonzero().flatten().tolist():
                 if len(results[row]) < per_env:
-                    results[row].append((score[row].item(), int(length[row]), bool(won[row]) if reported else None))
-            score[done], length[done], won[done] = 0.0, 0, False
+                    success = bool(won[row]) if "success" in reported else None
+                    spent = cost[row].item() if "cost" in reported else None
+                    results[row].append(Episode(score[row].item(), int(length[row]), success, spent))
+            score[done], length[done], won[done], cost[done] = 0.0, 0, False, 0.0
             driver.reset(done)
             progress(sum(map(len, results)))
     return summarize([episode for rows in results for episode in rows], seed)
 
 
-def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict[str, Any]:
-    """Statistics of (return, length, success) triples; the interval is the normal one, 1.96 standard errors wide."""
-    returns = torch.tensor([episode[0] for episode in episodes], dtype=torch.float64)
-    std = returns.std().item() if len(returns) > 1 else 0.0
-    mean, half = returns.mean().item(), 1.96 * std / math.sqrt(len(returns))
+def summarize(episodes: list[Episode], seed: int) -> dict[str, Any]:
+    """Statistics of episodes; intervals are the normal ones, 1.96 standard errors wide."""
+    returns = [episode.score for episode in episodes]
+    mean, std, half = _moments(returns)
     result: dict[str, Any] = {
         "mean": mean,
         "std": std,
@@ -76,12 +95,23 @@ def summarize(episodes: list[tuple[float, int, bool | None]], seed: int) -> dict
         "ci_high": mean + half,
         "episodes": len(returns),
         "seed": seed,
-        "returns": returns.tolist(),
-        "lengths": [episode[1] for episode in episodes],
+        "returns": returns,
+        "lengths": [episode.length for episode in episodes],
     }
-    if any(won is not None for _, _, won in episodes):
-        result["success"] = sum(bool(episode[2]) for episode in episodes) / len(episodes)
+    if any(episode.success is not None for episode in episodes):
+        result["success"] = sum(bool(episode.success) for episode in episodes) / len(episodes)
+    costs = [episode.cost for episode in episodes if episode.cost is not None]
+    if costs:
+        cost, _, half = _moments(costs)
+        result |= {"cost": cost, "cost_ci_low": cost - half, "cost_ci_high": cost + half, "costs": costs}
     return result
+
+
+def _moments(values: list[float]) -> tuple[float, float, float]:
+    """Mean, std, and half the width of the mean's interval."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    std = numbers.std().item() if len(numbers) > 1 else 0.0
+    return numbers.mean().item(), std, 1.96 * std / math.sqrt(len(numbers))
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -90,4 +120,7 @@ def describe(result: dict[str, Any]) -> str:
     low, mean, high = (f"{result[name]:.{digits}f}" for name in ("ci_low", "mean", "ci_high"))
     text = f"return {mean}, 95 % CI [{low}, {high}]"
     success = f", success {result['success']:.1%}" if "success" in result else ""
-    return f"{text}{success}, {result['episodes']} episodes"
+    cost = ""
+    if "cost" in result:
+        cost = f", cost {result['cost']:.1f} [{result['cost_ci_low']:.1f}, {result['cost_ci_high']:.1f}]"
+    return f"{text}{success}{cost}, {result['episodes']} episodes"

@@ -23,7 +23,7 @@ from diffpolicy_rl.types import Agent, DeployedPolicy, State, VecEnv
 _CHECKPOINT_SECONDS = 120.0
 # Training, the evaluations during it, which select the best checkpoint, and those in the summary use different seeds.
 _EVAL_SEEDS, FINAL_SEEDS = 500_009, 1_000_003
-_LOGGED = ("mean", "std", "ci_low", "ci_high", "episodes", "seed", "success")
+_LOGGED = ("mean", "std", "ci_low", "ci_high", "episodes", "seed", "success", "cost", "cost_ci_low", "cost_ci_high")
 
 
 class Trainer:
@@ -152,9 +152,9 @@ class Trainer:
         result = self._play(self.phase.agent.deploy(), self.config.budget.eval_episodes, self.config.seed + _EVAL_SEEDS)
         record |= {f"eval/{key}": result[key] for key in _LOGGED if key in result}
         score = f"{result['mean']:.4g} ± {result['ci_high'] - result['mean']:.2g}"
-        self.last_evaluation = f"evaluated {score}" + (
-            f", success {result['success']:.0%}" if "success" in result else ""
-        )
+        success = f", success {result['success']:.0%}" if "success" in result else ""
+        cost = f", cost {result['cost']:.4g}" if "cost" in result else ""
+        self.last_evaluation = f"evaluated {score}{success}{cost}"
         names, selected = ["last"], self.results.get("selected")
         if selected is None or result["mean"] > selected["mean"]:
             self.results["selected"] = {"mean": result["mean"], "iteration": self.iteration}

@@ -72,7 +72,8 @@ class Phase:
             self.experience = Experience(ReplayBuffer(budget.replay, policy.device), demonstrations)
         if name == "online":
             written = self.experience.online if self.agent.data == "replay" else self.experience
-            self.rollout = Rollout(env, config.seed, budget.decisions, written)
+            diary = ReplayBuffer(budget.replay, policy.device) if config.diary else None
+            self.rollout = Rollout(env, config.seed, budget.decisions, written, diary)
 
     @property
     def done(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffpolicy_rl.experience.replay import ReplayBuffer
 from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.types import Agent, Extras, Obs, State, VecEnv
 
@@ -36,13 +37,18 @@ class Rollout:
         seed: of its episodes.
         decisions: T, decisions per rollout.
         buffer: where they are written down.
+        diary: where they are written down as well, with the actions that were executed, and stay.
 
     Attributes:
         env_steps: actions executed so far, all envs together.
     """
 
-    def __init__(self, env: VecEnv, seed: int, decisions: int, buffer: Buffer) -> None:
-        self.env, self.decisions, self.buffer, self.env_steps = env, decisions, buffer, 0
+    def __init__(
+        self, env: VecEnv, seed: int, decisions: int, buffer: Buffer, diary: ReplayBuffer | None = None
+    ) -> None:
+        self.env, self.decisions, self.buffer, self.diary, self.env_steps = env, decisions, buffer, diary, 0
+        box = env.single_action_space
+        self._low, self._high = (torch.from_numpy(bound).to(env.device) for bound in (box.low, box.high))
         self._obs: Obs = env.reset(seed=seed)[0]
         self._score = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
         self._finished: deque[float] = deque(maxlen=100)
@@ -55,7 +61,11 @@ class Rollout:
                 action, extras = agent.act(self._obs, explore=True)
                 obs, _, terminated, truncated, info = self.env.step(action)
                 rewards, executed, done = info["rewards"], info["executed"], terminated | truncated
-                self.buffer.add(self._obs, extras, rewards, executed, terminated, truncated, info["final_obs"])
+                costs = {"costs": info["costs"]} if "costs" in info else {}
+                outcome = rewards, executed, terminated, truncated, info["final_obs"]
+                self.buffer.add(self._obs, extras | costs, *outcome)
+                if self.diary is not None:
+                    self.diary.add(self._obs, {"action": action.clamp(self._low, self._high), **costs}, *outcome)
                 self.env_steps += int(executed.sum())
                 self._count(rewards, done)
                 agent.reset(done)
@@ -79,7 +89,7 @@ class Rollout:
             "score": self._score,
             "finished": list(self._finished),
             "env_steps": self.env_steps,
-        }
+        } | ({} if self.diary is None else {"diary": self.diary.state_dict()})
 
     def load_state_dict(self, state: State) -> None:
         """Continue where ``state_dict`` was taken; a simulator that cannot be saved starts new episodes."""
@@ -87,5 +97,9 @@ class Rollout:
         self.env_steps = state["env_steps"]
         self._finished.extend(state["finished"])
         self._obs = self.env.observation()
+        if self.diary is not None:
+            self.diary.load_state_dict(state["diary"])
+            if self.env.restarted_on_load:
+                self.diary.cut()
         if not self.env.restarted_on_load:
             self._score.copy_(state["score"])

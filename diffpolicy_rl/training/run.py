@@ -9,12 +9,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
@@ -121,7 +122,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], folder: Path) -> 
 
 def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in ours | theirs:
+        for key in theirs:  # what an older checkpoint does not know is a setting that came since, at its default
             yield from _differences(ours.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
     elif ours != theirs:
         yield name, ours, theirs
@@ -146,6 +147,24 @@ def load(
 ) -> DeployedPolicy:
     """The deployed policy of a run; see ``load_agent`` for the arguments."""
     return load_agent(path, which, trust, device).deploy().eval().requires_grad_(False)
+
+
+def read_experience(path: str | Path, trust: Collection[str] = ()) -> tuple[State, Callable[[Tensor], Tensor]]:
+    """What a run's last checkpoint holds of what its agent lived through.
+
+    Returns:
+        The state of a ``ReplayBuffer``, and what takes its actions to env units.
+
+    Raises:
+        UserError: if it holds nothing of the kind.
+    """
+    state = _read(path, "last", trust)
+    diary = state.get("rollout", {}).get("diary")
+    if diary is not None:
+        return diary, lambda action: action
+    if "replay" not in state:
+        raise UserError(f"{path} kept nothing of what its agent lived through; train with diary=true")
+    return state["replay"], _rebuild(state, "cpu").policy.action_normalizer.inverse
 
 
 def load_base(config: TrainConfig, spec: Spec) -> GenerativePolicy:

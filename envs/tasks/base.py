@@ -94,6 +94,10 @@ class Task(ABC):
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
         """Reward (...,) of the env step from ``before`` to ``after`` under ``action`` (..., D)."""
 
+    def cost(self, before: Physics, after: Physics, action: Tensor) -> Tensor | None:
+        """What the same env step costs (...,), where that is not to be weighed against reward; None, the default."""
+        return None
+
     @abstractmethod
     def initial_state(self, uniform: Tensor) -> Physics:
         """State an episode starts from.
@@ -108,6 +112,13 @@ class Task(ABC):
     def terminated(self, physics: Physics) -> Tensor:
         """Whether the episode ends in this state, (...,) bool; by default it never does."""
         return torch.zeros(physics.qpos.shape[:-1], dtype=torch.bool, device=physics.qpos.device)
+
+    def drive(self, physics: Physics, action: Tensor) -> Tensor:
+        """Controls (N, nu) of the next env step; by default the action.
+
+        The only function that may change the state it is given, which is the simulation's own.
+        """
+        return action
 
     def success(self, physics: Physics) -> Tensor | None:
         """Whether the task is solved in this state, (...,) bool; None, the default, if it cannot be solved."""

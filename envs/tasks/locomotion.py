@@ -9,6 +9,7 @@ Semantics are Gymnasium's v5 environments, whose model files are used as they ar
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,12 +33,16 @@ class Locomotion(Task):
         ctrl_cost_weight: cost per squared unit of action.
         reset_noise_scale: size of the noise on the initial state.
         exclude_current_positions_from_observation: hide the absolute position, which the reward does not depend on.
+        speed_limit: x velocity, m/s, above which a step costs 1; by default there is neither limit nor cost.
+        penalty: reward lost per m/s above it, for agents that know of no costs.
     """
 
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 1e-3
     reset_noise_scale: float = 5e-3
     exclude_current_positions_from_observation: bool = True
+    speed_limit: float = inf
+    penalty: float = 0.0
 
     model_file: ClassVar[str]
     absolute_positions: ClassVar[int] = 1
@@ -64,11 +69,24 @@ class Locomotion(Task):
 
     def reward(self, before: Physics, after: Physics, action: Tensor) -> Tensor:
         """Reward (...,) of the env step from ``before`` to ``after`` under ``action`` (..., D)."""
-        return self._gain(before, after) - self.ctrl_cost_weight * action.square().sum(dim=-1)
+        reward = self._gain(before, after) - self.ctrl_cost_weight * action.square().sum(dim=-1)
+        if self.penalty:
+            reward = reward - self.penalty * (self._velocity_x(before, after) - self.speed_limit).clamp(min=0)
+        return reward
+
+    def cost(self, before: Physics, after: Physics, action: Tensor) -> Tensor | None:
+        """1 where the body was faster than its limit, else 0, (...,); None without a limit."""
+        if self.speed_limit == inf:
+            return None
+        return (self._velocity_x(before, after) > self.speed_limit).to(after.qpos.dtype)
 
     def _gain(self, before: Physics, after: Physics) -> Tensor:
         """What the reward is before the cost of acting."""
-        return self.forward_reward_weight * ((self._place(after) - self._place(before)) / self.dt)
+        return self.forward_reward_weight * self._velocity_x(before, after)
+
+    def _velocity_x(self, before: Physics, after: Physics) -> Tensor:
+        """Mean x velocity of the env step, m/s."""
+        return (self._place(after) - self._place(before)) / self.dt
 
     def _place(self, physics: Physics) -> Tensor:
         """Where the body is along x, m."""

@@ -155,7 +155,35 @@ def test_a_row_depends_on_seed_and_row_alone():
     assert len(first.unique(dim=0)) == 4
 
 
-@pytest.mark.parametrize(("env_id", "dim"), [("Walker2d-v5", 6), ("PegInsertion-v0", 4)])
+COSTLY = {
+    "SafeHopper-v5": {"speed_limit": 0.0},
+    "SafeWalker2d-v5": {"speed_limit": 0.0},
+    "SafeHalfCheetah-v5": {"speed_limit": 0.0},
+    "PointRobot-v0": {"anywhere": True},
+}
+
+
+@pytest.mark.parametrize("env_id", COSTLY)
+def test_costs_come_like_rewards(env_id):
+    envs = [make_env(env_id, num_envs=32, chunk=chunk, **COSTLY[env_id]) for chunk in (1, 4)]
+    dim = envs[0].single_action_space.shape[0]
+    moves = actions(40, 32, dim)
+    single, whole = play(envs[0], moves.unsqueeze(2)), play(envs[1], moves.view(32, 10, 4, dim))
+    ended = torch.zeros(32, dtype=torch.bool)
+    for index, (*_, info) in enumerate(whole):
+        assert info["costs"].shape == (32, 4)
+        assert torch.equal(info["cost"], info["costs"].sum(1))
+        frozen = torch.arange(4) >= info["executed"][:, None]
+        assert not info["costs"][frozen].any()
+        expected = torch.cat([step[4]["costs"] for step in single[4 * index : 4 * index + 4]], 1).masked_fill(frozen, 0)
+        assert torch.equal(info["costs"][~ended], expected[~ended])
+        ended |= info["_final_obs"]  # from here on, single steps are ahead
+    assert set(torch.cat([step[4]["costs"] for step in single]).unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "dim"), [("Walker2d-v5", 6), ("PegInsertion-v0", 4), ("PointMaze-v0", 2), ("PointRobot-v0", 2)]
+)
 def test_threads_do_not_matter(env_id, dim):
     results = [play(make_env(env_id, num_envs=5, threads=t), actions(30, 5, dim).unsqueeze(2)) for t in (1, 2)]
     for a, b in zip(*results, strict=True):

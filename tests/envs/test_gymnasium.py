@@ -42,6 +42,16 @@ def test_success_anywhere_in_the_chunk_counts():
     assert [env.step(full(0.0, 1, 3))[4]["success"].tolist() for _ in range(2)] == [[True], [False]]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reported_costs_come_like_rewards(backend):
+    env = make_env("tests.envs.toy_envs:ToyCostly-v0", backend=backend, num_envs=2, chunk=4)
+    env.reset()
+    info = env.step(torch.tensor([1.0, 0.5]).view(2, 1, 1).expand(2, 4, 1))[4]
+    assert info["costs"].tolist() == [[2.0, 2.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]]  # row 0 ends after three
+    assert info["cost"].tolist() == [6.0, 4.0]
+    assert "costs" not in toy().step(full(0.0, 1, 1))[4]
+
+
 def test_settings_reach_gymnasium():
     env = toy(chunk=4, max_episode_steps=2)
     assert env.max_episode_steps == 2

@@ -9,7 +9,13 @@ from diffpolicy_rl import make_env
 from diffpolicy_rl.envs.tasks import TASKS, Physics
 from diffpolicy_rl.envs.tasks.locomotion import Locomotion
 
+SPEED_LIMITS = {"SafeHopper-v5": 0.7402, "SafeWalker2d-v5": 2.3415, "SafeHalfCheetah-v5": 3.2096}
 GYMNASIUM_S = [env_id for env_id, task in TASKS.items() if issubclass(task, Locomotion)]
+
+
+def theirs(env_id):
+    """The id of the task in Gymnasium, which knows no speed limits."""
+    return env_id.removeprefix("Safe")
 
 
 def copy_state(reference, env, row=0):
@@ -21,7 +27,7 @@ def copy_state(reference, env, row=0):
 
 def step_both(env_id, steps, **settings):
     """Step our environment and Gymnasium's by the same random actions and compare; return how many episodes ended."""
-    reference = gymnasium.make(env_id, **settings)
+    reference = gymnasium.make(theirs(env_id), **settings)
     env = make_env(env_id, num_envs=1, dtype=torch.float64, seed=3, **settings)
     rng = np.random.default_rng(0)
     obs, _ = env.reset()
@@ -31,9 +37,11 @@ def step_both(env_id, steps, **settings):
     for _ in range(steps):
         action = rng.uniform(-1.2, 1.2, env.single_action_space.shape)  # some lie outside the Box
         action = np.clip(action, env.single_action_space.low, env.single_action_space.high)
-        expected, reward, terminated, truncated, _ = reference.step(action)
+        expected, reward, terminated, truncated, told = reference.step(action)
         qpos, qvel = reference.unwrapped.data.qpos.copy(), reference.unwrapped.data.qvel.copy()
         _, ours, our_terminated, our_truncated, info = env.step(torch.from_numpy(action).view(1, 1, -1))
+        if "cost" in info:
+            assert info["cost"].tolist() == [float(told["x_velocity"] > SPEED_LIMITS[env_id])]
         np.testing.assert_array_equal(info["final_obs"][0].numpy(), expected)
         assert abs(ours.item() - reward) <= 1e-12
         assert (our_terminated.item(), our_truncated.item()) == (terminated, truncated)
@@ -67,6 +75,26 @@ def test_a_thousand_steps_equal_gymnasium(env_id):
 )
 def test_settings_mean_what_they_mean_to_gymnasium(env_id, settings):
     assert step_both(env_id, 200, **settings, **TASKS[env_id].required) > 0
+
+
+def test_speeding_costs_and_can_be_penalised():
+    moves = 2 * torch.rand(4, 30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+    infos, speeds = {}, []
+    for penalty in (0.0, 3.0):
+        settings = {"num_envs": 4, "dtype": torch.float64, "seed": 0, "speed_limit": 0.2, "penalty": penalty}
+        env = make_env("SafeHalfCheetah-v5", **settings)
+        env.reset()
+        infos[penalty] = []
+        for move in moves.unsqueeze(2).unbind(1):
+            before = env.state()["qpos"][:, 0]
+            infos[penalty].append(env.step(move)[4])
+            speeds.append((env.state()["qpos"][:, 0] - before) / 0.05)
+    excess = torch.stack(speeds[:30]) - 0.2
+    costs, plain = (torch.stack([info[name][:, 0] for info in infos[0.0]]) for name in ("costs", "rewards"))
+    penalised = torch.stack([info["rewards"][:, 0] for info in infos[3.0]])
+    assert torch.equal(costs, (excess > 0).double())
+    assert 10 < costs.sum() < 110
+    torch.testing.assert_close(penalised, plain - 3 * excess.clamp(min=0), rtol=0, atol=1e-10)
 
 
 def test_steps_from_a_state_in_contact_equal_gymnasium():
@@ -115,7 +143,7 @@ def test_what_is_healthy_equals_gymnasium(env_id, settings):
 @pytest.mark.parametrize("env_id", GYMNASIUM_S)
 def test_spaces_equal_gymnasium(env_id):
     settings = TASKS[env_id].required
-    reference, env = gymnasium.make(env_id, **settings), make_env(env_id, dtype=torch.float64, **settings)
+    reference, env = gymnasium.make(theirs(env_id), **settings), make_env(env_id, dtype=torch.float64, **settings)
     assert env.backend == "batch"
     assert env.single_observation_space.shape == reference.observation_space.shape
     np.testing.assert_array_equal(env.single_action_space.low, reference.action_space.low)
@@ -125,21 +153,21 @@ def test_spaces_equal_gymnasium(env_id):
 
 @pytest.mark.parametrize("env_id", GYMNASIUM_S)
 def test_initial_states_are_distributed_as_gymnasium_s(env_id):
-    reference, rows = gymnasium.make(env_id, **TASKS[env_id].required), 400
+    reference, rows = gymnasium.make(theirs(env_id), **TASKS[env_id].required), 400
     env = make_env(env_id, num_envs=rows, **TASKS[env_id].required)
     env.reset(seed=1)
     ours = torch.cat([env.state()["qpos"], env.state()["qvel"]], dim=1)
-    theirs = []
+    expected = []
     for seed in range(rows):
         reference.reset(seed=seed)
         data = reference.unwrapped.data
-        theirs.append(np.concatenate([data.qpos, data.qvel]))
-    theirs = torch.from_numpy(np.stack(theirs))
-    std = theirs.std(0).clamp(min=1e-12)
-    assert ((ours.mean(0) - theirs.mean(0)).abs() / std).max() < 5 * (2 / rows) ** 0.5
+        expected.append(np.concatenate([data.qpos, data.qvel]))
+    expected = torch.from_numpy(np.stack(expected))
+    std = expected.std(0).clamp(min=1e-12)
+    assert ((ours.mean(0) - expected.mean(0)).abs() / std).max() < 5 * (2 / rows) ** 0.5
     assert (ours.std(0) / std).sub(1).abs().max() < 0.2
-    bounded = (theirs - theirs.mean(0)).abs().amax(0) < 2 * std  # uniform noise ends at 1.73 standard deviations
-    assert ((ours - theirs.mean(0)).abs().amax(0) / std)[bounded].max() < 1.9
+    bounded = (expected - expected.mean(0)).abs().amax(0) < 2 * std  # uniform noise ends at 1.73 standard deviations
+    assert ((ours - expected.mean(0)).abs().amax(0) / std)[bounded].max() < 1.9
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ N = 3
         ("Hopper-v5", {}),
         ("Ant-v5", {"healthy_z_range": (0.4, 0.8), **TASKS["Ant-v5"].required}),
         ("PegInsertion-v0", {"max_episode_steps": 50}),
+        ("PointMaze-v0", {"max_episode_steps": 50}),
+        ("PointRobot-v0", {"anywhere": True}),
     ],
 )
 def test_saved_state_continues_bit_for_bit(env_id, settings):

@@ -53,6 +53,14 @@ class Passing(Counter):
         return obs, reward, False, False, {"success": self.t == 2}
 
 
+class Costly(Counter):
+    """A step costs as much as its action pushes."""
+
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, info | {"cost": 2 * float(action[0])}
+
+
 class Broken(Counter):
     """Its observation stops being a number at the third step."""
 
@@ -83,6 +91,6 @@ class Matrix(gymnasium.Env):
         return np.tile(self.sum, 2), 0.0, False, False, {}
 
 
-for env in (Counter, Matrix, Goal, DictObs, Passing, Broken, Raising):
+for env in (Counter, Matrix, Goal, DictObs, Passing, Costly, Broken, Raising):
     gymnasium.register(f"Toy{env.__name__}-v0", env, max_episode_steps=6)
 gymnasium.register("ToyEndless-v0", Counter)

@@ -6,7 +6,7 @@ import torch
 
 from diffpolicy_rl import evaluate, evaluate_policy, load, make_env, train
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.training.evaluation import summarize
+from diffpolicy_rl.training.evaluation import Episode, describe, summarize
 from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.types import DeployedPolicy
 from tests.training.tiny_run import tiny
@@ -93,11 +93,23 @@ def test_success_at_any_time_counts():
 
 
 def test_statistics_by_hand():
-    result = summarize([(1.0, 5, True), (3.0, 7, False)], seed=2)
+    result = summarize([Episode(1.0, 5, True, 4.0), Episode(3.0, 7, False, 0.0)], seed=2)
     assert result["mean"] == 2.0
     assert result["std"] == pytest.approx(2**0.5)
     assert result["ci_high"] - result["mean"] == pytest.approx(1.96)  # 1.96 * sqrt(2) / sqrt(2)
     assert (result["lengths"], result["success"], result["seed"], result["episodes"]) == ([5, 7], 0.5, 2, 2)
+    assert (result["cost"], result["costs"]) == (2.0, [4.0, 0.0])
+    assert result["cost_ci_low"] == pytest.approx(2 - 1.96 * 2)  # the std is 8^0.5
+    assert "success 50.0%, cost 2.0 [-1.9, 5.9], 2 episodes" in describe(result)
+
+
+def test_costs_of_an_episode_are_those_of_its_steps():
+    env = make_env("SafeHopper-v5", num_envs=2, chunk=4, speed_limit=0.0)
+    result = evaluate_policy(Noisy(), env, episodes=4, seed=0)
+    single = evaluate_policy(Noisy(), make_env("SafeHopper-v5", num_envs=2, speed_limit=0.0), episodes=4, seed=0)
+    assert result["costs"] == single["costs"]
+    assert all(0 < cost < length for cost, length in zip(result["costs"], result["lengths"], strict=True))
+    assert "cost" not in evaluate_policy(Noisy(), make_env("Hopper-v5", chunk=4), episodes=1, seed=0)
 
 
 def test_chunk_that_does_not_fit_is_refused():
