@@ -1,7 +1,7 @@
 """A policy that clones replay and climbs critics: what TD3+BC, Diffusion-QL and OFQL have in common.
 
 They differ in the policy, and in settings. Its loss is L = L_BC - eta E[Q(s, a)] / E|Q(s, a)|, with actions a that are
-drawn from the policy and differentiated through all its moves (Wang et al. 2022, arXiv 2208.06193, eq. 3).
+drawn from the policy and differentiated through all its moves (Wang et al. 2022, arXiv 2208.06193).
 """
 
 from dataclasses import dataclass

@@ -65,6 +65,6 @@ class _Remembering(DenoisingNet):
         return self.pred
 
     def clean_action(self, policy: GenerativePolicy) -> Tensor:
-        """The action (B, H, D) that one move from there to the end of the chain leads to (Kang et al. 2023, eq. 8)."""
+        """The action (B, H, D) that one move from there to the end of the chain leads to (Kang et al. 2023)."""
         t = self.t.double().view(-1, 1, 1)
         return policy.process.step(self.x, self.pred, t, torch.ones_like(t), 0.0)[0]

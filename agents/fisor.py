@@ -85,7 +85,7 @@ class FISOR(ImplicitAgent[FISORConfig]):
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:
-    """(1 - gamma) h + gamma max(h, V_h(s')), and h where the episode ended (Zheng et al. 2024, eq. 5).
+    """(1 - gamma) h + gamma max(h, V_h(s')), and h where the episode ended (Zheng et al. 2024).
 
     Args:
         violation: h (B,).
@@ -96,7 +96,7 @@ def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -
 
 
 def fisor_weights(q: Tensor, value: Tensor, q_h: Tensor, value_h: Tensor, config: FISORConfig) -> Tensor:
-    """How much each action of the data counts in cloning (B,) (Zheng et al. 2024, eq. 9).
+    """How much each action of the data counts in cloning (B,) (Zheng et al. 2024).
 
     Args:
         q: Q(s, a) of reward (B,).

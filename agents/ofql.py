@@ -1,7 +1,7 @@
 """OFQL: Diffusion-QL on a mean flow, which acts and learns in one step (Nguyen & Yoo 2025, arXiv 2508.13904).
 
 Actions are z + u(z, 0, 1), so that TD targets and the gradient of the critics need one pass through the net instead of
-a chain; cloning is mean flow's own regression, with one derivative (eqs. 10 and 11; public time runs the other way).
+a chain; cloning is mean flow's own regression, with one derivative. Public time runs the other way than the paper's.
 """
 
 from dataclasses import dataclass

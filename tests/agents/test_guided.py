@@ -85,7 +85,7 @@ def test_policy_step_by_hand(agent):
 
 
 def test_one_pass_judges_what_the_noisy_action_says_of_the_clean_one(make_policy):
-    """EDP's eq. 8 by hand: (x_t - sqrt(1 - abar) eps) / sqrt(abar), inside the bounds."""
+    """EDP's action by hand: (x_t - sqrt(1 - abar) eps) / sqrt(abar), inside the bounds."""
     agent, data = dql(make_policy, one_pass=True), batch()
     policy, generator = agent.base.online, torch.Generator().set_state(agent.generator.get_state())
     _, action = agent._proposal(data, data.obs)

@@ -32,9 +32,11 @@ def test_info(run):
 
 
 def test_info_on_each_format(run, tmp_path):
-    assert "cost 1.0 ± 0.0, 1.0 to 1.0" in run("info", made.dsrl(tmp_path / "dsrl"))
+    assert "cost 1.0 ± 0.0, 1.0 to 1.0, 10/25/50/75/90 %" in run("info", made.dsrl(tmp_path / "dsrl"))
     # returns of 4.5 and 8, where 2 is 0 and 10 is 100
-    assert "return 6.2 ± 1.8, 4.5 to 8.0, 53.1 where 2.0 is 0" in run("info", made.minari(tmp_path / "minari"))
+    said = run("info", made.minari(tmp_path / "minari"))
+    assert "return 6.2 ± 1.8, 4.5 to 8.0," in said
+    assert "normalised score of the mean 53.1, where 2.0 is 0" in said
     assert "images agentview_image: 5 of (3, 8, 6)" in run("info", made.robomimic(tmp_path / "robomimic"))
     assert "1 episodes, 2 transitions" in run("info", tmp_path / "robomimic", "mask=train")
     path = made.d4rl(tmp_path / "old", timeouts=None)
