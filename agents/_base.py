@@ -34,7 +34,8 @@ class FusedAdamW(torch.optim.AdamW):
             super().step(closure)
             return
         states = [self.state[parameter] for parameter in parameters]
-        steps = [state["step"].add_(1) for state in states]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
             parameters,
             [parameter.grad for parameter in parameters],

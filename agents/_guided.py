@@ -15,7 +15,6 @@ from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.replay import Decisions
-from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 
@@ -67,7 +66,7 @@ class Guided(OfflineAgent[Settings]):
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
         features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
-        with torch.no_grad(), fixed_weights(self.policy):
+        with torch.no_grad():
             target = batch.reward + batch.discount * self._future(after)
         metrics = self.critics.learn(features, batch.action, target)
         if self.critic_steps % self.config.policy_every == self.config.policy_every - 1:
@@ -93,8 +92,8 @@ class Guided(OfflineAgent[Settings]):
     def _improve(self, batch: Decisions, features: Tensor) -> dict[str, Tensor]:
         """One step of the policy, against one critic drawn at random: it cannot settle on the errors of either."""
         cloning, action = self._proposal(batch, features)
-        head = torch.randint(self.config.critics, (1,), generator=self.generator).to(features.device)
-        value = self.critics.online.some(head, features, action)
+        head = int(torch.randint(self.config.critics, (1,), generator=self.generator))
+        value = self.critics.online.some(slice(head, head + 1), features, action)
         climbing = -value.mean() / value.detach().abs().mean()
         self.base.step(cloning + self.config.eta * climbing)
         return {"policy/cloning": cloning.detach(), "policy/value": value.detach().mean()}

@@ -164,8 +164,8 @@ class CriticEnsemble(nn.Module):
         """Values (E, ...) of actions (..., *action_shape) at features (..., F); see ``outputs``."""
         return self.readout.mean(self.outputs(features, action))
 
-    def some(self, heads: Tensor, features: Tensor, action: Tensor) -> Tensor:
-        """Values (k, ...) of the heads with indices (k,) alone; see ``forward``."""
+    def some(self, heads: Tensor | slice, features: Tensor, action: Tensor) -> Tensor:
+        """Values (k, ...) of the heads with indices (k,) alone, or of a slice, which copies no weights."""
         chosen = {name: parameter[heads] for name, parameter in self.named_parameters()}
         return functional_call(self, chosen, (features, action))
 
