@@ -1,7 +1,7 @@
 """What every data format becomes: episodes end to end, read block by block, with images left on disk."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,6 +141,20 @@ class Transitions:
     def episode_costs(self) -> NDArray[np.float64] | None:
         """What each episode cost; None where the data has no costs."""
         return None if self.costs is None else self._per_episode(self.costs)
+
+    def costing_at_most(self, limit: float) -> "Transitions":
+        """The episodes that cost no more, without images; UserError if there are none, or costs are not known."""
+        costs = self.episode_costs()
+        if costs is None:
+            raise UserError(f"{self.source} has no costs; leave out data.max_cost")
+        keep, ends = costs <= limit, self.episode_ends()
+        if not keep.any():
+            raise UserError(f"no episode of {self.source} costs {limit:g} or less, the cheapest {costs.min():g}")
+        rows = np.repeat(keep, np.diff(ends, prepend=0))
+        names = ("observations", "actions", "rewards", "terminals", "timeouts", "costs")
+        arrays = {name: getattr(self, name)[rows] for name in names}
+        finals = None if self.finals is None else self.finals[keep]
+        return replace(self, **arrays, finals=finals, images={})
 
     def _per_episode(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         starts = np.concatenate([[0], self.episode_ends()[:-1]])

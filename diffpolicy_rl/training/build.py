@@ -97,7 +97,8 @@ def phases_of(config: TrainConfig) -> tuple[str, ...]:
 def read_data(config: DataConfig) -> Transitions:
     """What a run's data settings name; UserError if they name nothing, or the file is not sound."""
     options = ReadOptions(config.keys, config.mask, config.max_episode_steps)
-    return read(resolve_data(str(config.path)), options)
+    transitions = read(resolve_data(str(config.path)), options)
+    return transitions if config.max_cost is None else transitions.costing_at_most(config.max_cost)
 
 
 def build_dataset(config: TrainConfig, spec: Spec, policy: GenerativePolicy) -> ChunkDataset:

@@ -48,6 +48,7 @@ class DataConfig:
         keys: names of the observations to join, where the format has several; by default the usual ones.
         mask: a subset of the episodes by the name that a robomimic file gives it, as in train.
         max_episode_steps: where episodes are cut, in files of D4RL that do not mark it.
+        max_cost: leave out episodes that cost more.
         recipe: how ``collect`` makes the file, one command's settings per part.
     """
 
@@ -56,6 +57,7 @@ class DataConfig:
     keys: tuple[str, ...] = ()
     mask: str | None = None
     max_episode_steps: int | None = None
+    max_cost: float | None = None
     recipe: tuple[dict[str, Any], ...] = ()
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -118,3 +119,16 @@ def test_decisions_by_hand():
     two = buffer.decisions(torch.arange(1), gamma=0.5, n_step=2)
     assert two.reward.tolist() == [0.5 + 2 / 4]
     assert two.discount.tolist() == [0]
+
+
+def test_episodes_that_cost_too_much_are_left_out():
+    costs, finals = np.array([0, 1, 0, 5, 2, 1], np.float32), np.arange(9, dtype=np.float32).reshape(3, 3)
+    data = dataclasses.replace(transitions(), costs=costs, finals=finals)
+    kept = data.costing_at_most(3)
+    assert kept.observations[:, 0].tolist() == [0, 100, 200, 400, 500]
+    assert (kept.costs.tolist(), kept.episode_ends().tolist()) == ([0, 1, 0, 2, 1], [3, 5])
+    assert kept.finals.tolist() == [[0, 1, 2], [6, 7, 8]]
+    with pytest.raises(UserError, match=r"no episode of toy\.hdf5 costs 0\.5 or less, the cheapest 1"):
+        data.costing_at_most(0.5)
+    with pytest.raises(UserError, match=r"toy\.hdf5 has no costs"):
+        transitions().costing_at_most(1)
