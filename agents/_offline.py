@@ -16,12 +16,16 @@ from diffpolicy_rl.types import Extras, Obs
 class OfflineConfig(ReplayConfig):
     """Settings of agents that learn from data first, beside those of ``ReplayConfig``.
 
+    Target critics follow fast, because values must come from as far as the horizon within 50,000 steps; published
+    settings have tau = 0.005 and a million steps.
+
     Attributes:
         policy_lr: learning rate of the policy.
         exploration: std of the noise on deployed actions while exploring online, in normalised units.
     """
 
     mixing: Mixing = "proportional"
+    tau: float = 0.02
     policy_lr: float = 3e-4
     exploration: float = 0.0
 

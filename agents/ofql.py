@@ -15,7 +15,7 @@ from diffpolicy_rl.policies.policy import GenerativePolicy
 class OFQLConfig(GuidedConfig):
     """Settings of OFQL, which are those of ``GuidedConfig``; the paper has eta from 0.001 (Kitchen) to 0.5."""
 
-    eta: float = 0.5
+    eta: float = 0.1
 
 
 class OFQL(Guided[OFQLConfig]):
