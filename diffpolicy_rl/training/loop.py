@@ -1,5 +1,6 @@
 """The one training loop: phases of iterations, evaluated as they go, saved so that nothing is lost."""
 
+import copy
 import json
 import math
 import time
@@ -9,7 +10,15 @@ from typing import Any
 
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
-from diffpolicy_rl.training.build import build_env, build_policy, phase_component, phases_of, pick_device, spec_of
+from diffpolicy_rl.training.build import (
+    build_agent,
+    build_env,
+    build_policy,
+    phase_component,
+    phases_of,
+    pick_device,
+    spec_of,
+)
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
 from diffpolicy_rl.training.config import TrainConfig, modules_of, to_plain
 from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
@@ -57,7 +66,9 @@ class Trainer:
         if resume:
             self._restore(read_state(self.checkpoints.find("last")))
         else:
-            self.phase = self._phase(0, self._starting_policy())
+            policy = self._starting_policy()
+            build_agent(config.agent, copy.deepcopy(policy), 1, config.seed)  # refuses now, not once it has cloned
+            self.phase = self._phase(0, policy)
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the last phase, or until told to stop; returns the summary.

@@ -19,7 +19,7 @@ from diffpolicy_rl.training.plots import record_video
 from diffpolicy_rl.training.run import claim, load_agent
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
 from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, torch_threads, use_fast_fp32
-from tests.training.tiny_run import tiny
+from tests.training.tiny_run import MLP, tiny
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +231,10 @@ def test_base_of_another_task_is_one_sentence(run, tmp_path):
     config = tiny(tmp_path / "run", env={"id": "Walker2d-v5", "num_envs": 3}, base=str(run[0]))
     with pytest.raises(UserError, match=r"was trained on Hopper-v5 with observations \(11,\) and 3 actions"):
         train.train(config)
+
+
+def test_what_the_policy_lacks_is_said_before_it_is_cloned(tmp_path):
+    policy = {"net": MLP, "horizon": 4, "execute": 2}
+    with pytest.raises(UserError, match=r"policy\.horizon=4 must equal policy\.execute=2"):
+        train.train(tiny(tmp_path / "run", "expo", policy=policy))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
