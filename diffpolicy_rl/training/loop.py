@@ -67,7 +67,8 @@ class Trainer:
             self._restore(read_state(self.checkpoints.find("last")))
         else:
             policy = self._starting_policy()
-            build_agent(config.agent, copy.deepcopy(policy), 1, config.seed)  # refuses now, not once it has cloned
+            if phase_component(config, phases_of(config)[0]) != config.agent:
+                build_agent(config.agent, copy.deepcopy(policy), 1, config.seed)  # refuses now, not once it has cloned
             self.phase = self._phase(0, policy)
 
     def run(self) -> dict[str, Any]:

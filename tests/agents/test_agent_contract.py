@@ -74,7 +74,10 @@ CLONING = ("expo", "pa_rl", "dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc"
 REFUSED = {
     ("dsrl-na", "gaussian"): "Gaussian policy's action does not depend",
     ("dsrl-sac", "gaussian"): "Gaussian policy's action does not depend",
-    ("dppo", "gaussian"): r"trained_moves=2 must lie between 1 and policy\.steps=1",
+    **{
+        ("dppo", process): r"trained_moves=2 must lie between 1 and policy\.steps=1"
+        for process in ("gaussian", "one_step")
+    },
     **{
         (name, process): "policy=gaussian"
         for name in ("ppo", "td3_bc")
