@@ -65,7 +65,7 @@ class Guided(OfflineAgent[Settings]):
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
-        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
+        features, after = self._encode(batch)
         with torch.no_grad():
             target = batch.reward + batch.discount * self._future(after)
         metrics = self.critics.learn(features, batch.action, target)

@@ -143,11 +143,6 @@ class ImplicitAgent(OfflineAgent[Settings]):
             self.reward_scale = _RETURN_SPAN / (high - low) if high > low else 1.0
         return super().update(buffer)
 
-    def _encode(self, batch: Decisions) -> tuple[Tensor, Tensor]:
-        """Features (B, F) at the batch's observations and at what followed."""
-        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
-        return features, after
-
     def _learn_values(self, batch: Decisions, features: Tensor, after: Tensor) -> Learned:
         """One step of the values of reward."""
         reward = self.reward_scale * batch.reward

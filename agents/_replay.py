@@ -200,6 +200,11 @@ class ReplayAgent(BaseAgent):
         names = {name for step in history for name in step}
         return {name: torch.stack([step[name] for step in history if name in step]).mean() for name in sorted(names)}
 
+    def _encode(self, batch: Decisions) -> tuple[Tensor, Tensor]:
+        """Features (B, F) at the batch's observations and at what followed, in one call."""
+        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
+        return features, after
+
     def deploy(self) -> DeployedPolicy:
         """What was learned, or the base policy before anything was."""
         return self._deployed() if self.critic_steps else self.policy.deploy()

@@ -126,7 +126,7 @@ class DSRL(ReplayAgent):
         return steer(self.policy, features, noise)[:, : self.chunk]
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
-        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
+        features, after = self._encode(batch)
         metrics = self._aliased_step(batch, features, after) if self.aliased else self._step(batch, features, after)
         if self.critic_steps % self.config.actor_every == self.config.actor_every - 1:
             metrics |= self.soft_actor.learn(features, lambda noise: self.critics.hope(self._values(features, noise)))

@@ -71,7 +71,7 @@ class FQL(OfflineAgent[FQLConfig]):
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics and of both policies."""
-        features, after = self.policy.encode(torch.cat([batch.obs, batch.next_obs])).chunk(2)
+        features, after = self._encode(batch)
         with torch.no_grad():
             action = self.policy.sample(after, self._noise(*batch.action.shape), features=after).clamp_(-1, 1)
             future = self.critics.target_value(after, action, self.generator)
