@@ -64,7 +64,6 @@ class ClonedBase(Stateful):
         refuse_unexecuted(policy)
         self.average, self.online, self.tau = policy.frozen_copy(), policy.requires_grad_(True), tau
         self.optimizer = adamw(policy, lr)
-        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
     def learn(self, obs: Tensor, action: Tensor, mask: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
         """One gradient step of the base's own regression loss, and one step of the average.
@@ -80,9 +79,9 @@ class ClonedBase(Stateful):
         return {"base/loss": loss.detach()}
 
     def step(self, loss: Tensor) -> None:
-        """One gradient step of any loss (), which only the base learns from, and one step of the average."""
+        """One gradient step of any loss () that reaches nothing else, and one step of the average."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=self._parameters)
+        loss.backward()
         self.optimizer.step()
         ema_update(self.average, self.online, 1 - self.tau)
 

@@ -93,7 +93,7 @@ class Guided(OfflineAgent[Settings]):
         """One step of the policy, against one critic drawn at random: it cannot settle on the errors of either."""
         cloning, action = self._proposal(batch, features)
         head = int(torch.randint(self.config.critics, (1,), generator=self.generator))
-        value = self.critics.online.some(slice(head, head + 1), features, action)
+        value = self.critics.online.frozen_view(slice(head, head + 1))(features, action)
         climbing = -value.mean() / value.detach().abs().mean()
         self.base.step(cloning + self.config.eta * climbing)
         return {"policy/cloning": cloning.detach(), "policy/value": value.detach().mean()}

@@ -189,10 +189,8 @@ class ReplayAgent(BaseAgent):
         online = buffer.online.added
         due = int(self.config.utd * max(online - self.config.prefill, 0)) - self.online_steps
         history: list[dict[str, Tensor]] = []
-        for _ in range(due if online else self.config.steps):
-            batch = buffer.sample(
-                self.config.batch, self.config.mixing, self.config.gamma, self.generator, self.config.n_step
-            )
+        config, steps = self.config, due if online else self.config.steps
+        for batch in buffer.batches(steps, config.batch, config.mixing, config.gamma, self.generator, config.n_step):
             history.append(self._learn(batch))
             self.critic_steps += 1
         self.updates += 1

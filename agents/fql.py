@@ -65,9 +65,7 @@ class FQL(OfflineAgent[FQLConfig]):
         one_step.steps = 1
         super().__init__(one_step, config, iterations=iterations, seed=seed)
         self.critics = Critics(policy.features, policy.action_shape, config, policy.device)
-        both = nn.ModuleList([self.flow, self.policy])
-        self.optimizer = adamw(both, config.policy_lr)
-        self._parameters = list(both.parameters())
+        self.optimizer = adamw(nn.ModuleList([self.flow, self.policy]), config.policy_lr)
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics and of both policies."""
@@ -87,10 +85,10 @@ class FQL(OfflineAgent[FQLConfig]):
         cloning = self.flow.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
         action = self.policy.sample(features, noise, features=features)
         distance = (action - shown).square().mean()
-        value = self.critics.hope(self.critics.online(features, action.clamp(-1, 1)))
+        value = self.critics.hope(self.critics.online.frozen_view()(features, action.clamp(-1, 1)))
         loss = cloning + self.config.alpha * distance - value.mean() / value.detach().abs().mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=self._parameters)
+        loss.backward()
         self.optimizer.step()
         figures = {"cloning": cloning, "distance": distance, "value": value.mean()}
         return {f"policy/{name}": figure.detach() for name, figure in figures.items()}

@@ -1,6 +1,6 @@
 """The replay path: decisions kept in a ring, and drawn from it as TD targets need them, mixed with demonstrations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ Mixing = Literal["none", "half", "proportional"]
 """Share of demonstrations in a batch: none, half of it (RLPD), or as among all decisions there are (PA-RL)."""
 
 _NONE = -1  # no row: the successor of a decision that ended its episode, or that no other followed yet
+_AT_ONCE = 16  # batches
 _PIECE = 10_000  # rows that annotations are computed for at once
 _OWN = {"obs", "action", "rewards", "executed", "terminated", "next_obs", "successor"}
 
@@ -51,6 +52,10 @@ class Decisions:
     def __len__(self) -> int:
         """B."""
         return len(self.obs)
+
+    def split(self, size: int) -> list["Decisions"]:
+        """Parts of that size, which share its memory."""
+        return [_each(lambda value: value[start : start + size], self) for start in range(0, len(self), size)]  # noqa: B023
 
 
 class ReplayBuffer:
@@ -250,27 +255,50 @@ class Experience:
     online: ReplayBuffer
     demonstrations: ReplayBuffer | None = None
 
+    def batches(
+        self, count: int, batch: int, mixing: Mixing, gamma: float, generator: torch.Generator, n_step: int = 1
+    ) -> Iterator[Decisions]:
+        """Batches of B decisions, several drawn at once, which takes little longer than one.
+
+        While one source is empty, all come from the other.
+
+        Args:
+            count: how many batches.
+            batch: B.
+            mixing: share of demonstrations in each.
+            gamma: discount per env step.
+            generator: of the draws.
+            n_step: see ``ReplayBuffer.sample``.
+        """
+        for start in range(0, count, _AT_ONCE):
+            several = self._several(min(_AT_ONCE, count - start), batch, mixing, gamma, generator, n_step)
+            yield from several.split(batch)
+
     def sample(
         self, batch: int, mixing: Mixing, gamma: float, generator: torch.Generator, n_step: int = 1
     ) -> Decisions:
-        """Draw B decisions; while one source is empty, all come from the other.
+        """One batch; see ``batches``."""
+        return next(self.batches(1, batch, mixing, gamma, generator, n_step))
 
-        Args:
-            batch: B.
-            mixing: share of demonstrations.
-            gamma: discount per env step.
-            generator: of the draw.
-            n_step: see ``ReplayBuffer.sample``.
-        """
+    def _several(
+        self, count: int, batch: int, mixing: Mixing, gamma: float, generator: torch.Generator, n_step: int
+    ) -> Decisions:
+        """That many batches, one behind the other."""
         online, shown = self.online, self.demonstrations
         if mixing == "none" or shown is None:
-            return online.sample(batch, gamma, n_step, generator)
+            return online.sample(count * batch, gamma, n_step, generator)
         if not len(online):
-            return shown.sample(batch, gamma, n_step, generator)
+            return shown.sample(count * batch, gamma, n_step, generator)
         share = 0.5 if mixing == "half" else len(shown) / (len(shown) + len(online))
-        count = round(share * batch)
-        parts = shown.sample(count, gamma, n_step, generator), online.sample(batch - count, gamma, n_step, generator)
-        order = torch.randperm(batch, generator=generator).to(online.device)  # any part of the batch is mixed alike
+        of_each = round(share * batch), batch - round(share * batch)
+        parts = [
+            source.sample(count * rows, gamma, n_step, generator)
+            for source, rows in zip((shown, online), of_each, strict=True)
+        ]
+        rows = torch.arange(count * batch).split([count * part for part in of_each])
+        order = torch.cat([part.view(count, -1) for part in rows], dim=1)
+        shuffled = torch.rand(order.shape, generator=generator).argsort(1)  # any part of a batch is mixed alike
+        order = order.gather(1, shuffled).flatten().to(online.device)
         return _each(lambda first, second: torch.cat([first, second])[order], *parts)
 
 

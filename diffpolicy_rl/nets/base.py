@@ -38,6 +38,14 @@ class DenoisingNet(nn.Module):
         """
         raise NotImplementedError
 
+    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+        """Derivative (B, H, D) of the prediction by t, where x moves with a velocity (B, H, D), and s and cond stay."""
+
+        def along(x: Tensor, t: Tensor) -> Tensor:
+            return self(x, t, s, cond)
+
+        return torch.func.jvp(along, (x, t), (velocity, torch.ones_like(t)))[1]
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """Predict (B, H, D) at noisy chunks (B, H, D), times (B,), stop times (B,), conditions (B, F)."""
         return self.denoise(x, self.context(t, s, cond))
@@ -69,6 +77,10 @@ class Watched(DenoisingNet):
     def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
         """The net's."""
         return self.net.context(t, s, cond)
+
+    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+        """The net's."""
+        return self.net.slope(x, t, s, cond, velocity)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
         """The net's prediction."""

@@ -1,5 +1,6 @@
 """Critics: state values, ensembles of action values, how heads are reduced to one value, and how outputs are read."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -141,6 +142,7 @@ class CriticEnsemble(nn.Module):
         self.features = features
         self.first = EnsembleLinear(heads, features + math.prod(action_shape), hidden[0])
         self.trunk = EnsembleTrunk(heads, hidden, self.readout.width, activation, layer_norm)
+        self._views: dict[tuple[int, int], CriticEnsemble] = {}
 
     def context(self, features: Tensor) -> Tensor:
         """The first layer's summand (E, ..., width) of features (..., F)."""
@@ -164,10 +166,21 @@ class CriticEnsemble(nn.Module):
         """Values (E, ...) of actions (..., *action_shape) at features (..., F); see ``outputs``."""
         return self.readout.mean(self.outputs(features, action))
 
-    def some(self, heads: Tensor | slice, features: Tensor, action: Tensor) -> Tensor:
-        """Values (k, ...) of the heads with indices (k,) alone, or of a slice, which copies no weights."""
+    def some(self, heads: Tensor, features: Tensor, action: Tensor) -> Tensor:
+        """Values (k, ...) of the heads with indices (k,) alone."""
         chosen = {name: parameter[heads] for name, parameter in self.named_parameters()}
         return functional_call(self, chosen, (features, action))
+
+    def frozen_view(self, heads: slice = slice(None)) -> "CriticEnsemble":
+        """These heads as an ensemble that shares their memory and takes no gradient; made anew when weights move."""
+        start, stop, _ = heads.indices(self.heads)
+        view = self._views.get((start, stop))
+        if view is None or view.first.weight.data_ptr() != self.first.weight.data[heads].data_ptr():
+            view = self._views[start, stop] = copy.deepcopy(self).requires_grad_(False)
+            for own, shared in zip(view.parameters(), self.parameters(), strict=True):
+                own.data = shared.data[heads]
+            view.heads = stop - start
+        return view
 
     def loss(self, features: Tensor, action: Tensor, target: Tensor) -> Tensor:
         """Loss per head and sample (E, ...) at targets (...), which carry no gradient here."""

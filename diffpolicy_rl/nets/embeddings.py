@@ -1,17 +1,38 @@
 """Time embeddings: public time t in [0, 1] to features."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.pairs import Pair, through
 
 # Public time is a fraction; embeddings were designed for step counts of this order (DPPO's K, DDPM's T / 10).
 STEPS = 100.0
 
 
-class SinusoidalEmbedding(nn.Module):
+class Waves(nn.Module, ABC):
+    """Sines and cosines of a time, at some rates."""
+
+    @abstractmethod
+    def rates(self) -> Tensor:
+        """Radians (dim / 2,) over the whole time axis."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times (...) to features (..., dim)."""
+        angles = t.unsqueeze(-1) * self.rates()
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def moving(self, t: Tensor) -> Pair:
+        """The features, and their derivatives by t."""
+        rates = self.rates()
+        sine, cosine = (wave(t.unsqueeze(-1) * rates) for wave in (torch.sin, torch.cos))
+        return torch.stack([torch.cat([sine, cosine], dim=-1), torch.cat([cosine * rates, -sine * rates], dim=-1)])
+
+
+class SinusoidalEmbedding(Waves):
     """Sine and cosine features at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
     Args:
@@ -27,13 +48,12 @@ class SinusoidalEmbedding(nn.Module):
         exponents = torch.arange(half) / max(half - 1, 1)
         self.register_buffer("frequencies", scale * 10_000.0**-exponents, persistent=False)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """Map times (...) to features (..., dim)."""
-        angles = t.unsqueeze(-1) * self.frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    def rates(self) -> Tensor:
+        """Fixed ones."""
+        return self.frequencies
 
 
-class FourierEmbedding(nn.Module):
+class FourierEmbedding(Waves):
     """Random Fourier features with learned frequencies (Tancik et al. 2020, eq. 5; learned as in IDQL).
 
     Args:
@@ -47,13 +67,12 @@ class FourierEmbedding(nn.Module):
         self.scale = scale
         self.frequencies = nn.Parameter(torch.randn(dim // 2) * std)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """Map times (...) to features (..., dim)."""
-        angles = (2 * math.pi * self.scale) * t.unsqueeze(-1) * self.frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    def rates(self) -> Tensor:
+        """Learned ones."""
+        return 2 * math.pi * self.scale * self.frequencies
 
 
-EMBEDDINGS: dict[str, type[nn.Module]] = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}
+EMBEDDINGS: dict[str, type[Waves]] = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}
 
 
 class TimeEncoding(nn.Sequential):
@@ -82,3 +101,12 @@ class TimeEncoding(nn.Sequential):
         if self.two_times:
             features = torch.cat([features, embedding(s - t)], dim=-1)
         return last(activation(first(features)))
+
+    def moving(self, t: Tensor, s: Tensor) -> Pair:
+        """The features, and their derivatives by t while s stays."""
+        embedding, first, activation, last = self
+        pair = embedding.moving(t)
+        if self.two_times:
+            ahead = embedding.moving(s - t)
+            pair = torch.cat([pair, torch.stack([ahead[0], -ahead[1]])], dim=-1)
+        return through(last, through(activation, through(first, pair)))

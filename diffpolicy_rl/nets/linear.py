@@ -27,8 +27,12 @@ class Linear(nn.Linear):
 
     def weighted(self, x: Tensor, summand: Tensor, bias: Tensor) -> Tensor:
         """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast with it."""
-        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1] or bias.ndim > 1:
+        if bias.ndim == x.ndim == 2 and len(bias) == 1:
+            bias = bias.squeeze(0)
+        if bias.ndim > 1:
             return nn.functional.linear(x, self.weight) + summand + bias
+        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1]:
+            return nn.functional.linear(x, self.weight, bias) + summand
         return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, bias, "add")
 
     def relu(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.nets.embeddings import EMBEDDINGS, STEPS, TimeEncoding
 from diffpolicy_rl.nets.linear import Linear
+from diffpolicy_rl.nets.pairs import Pair, through
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -77,6 +78,11 @@ class ResidualBlock(nn.Module):
             return self.second.plus(self.first.relu(torch.relu(x)), x)
         return self.second.plus(self.activation(self.first(self.activation(x))), x)
 
+    def moving(self, pair: Pair) -> Pair:
+        """The same for values and their derivatives."""
+        inner = through(self.first, through(self.activation, pair))
+        return through(self.second, through(self.activation, inner)) + pair
+
 
 class ResidualTrunk(nn.Sequential):
     """Residual blocks and the output layer of DPPO's residual MLP (Ren et al. 2024, appendix D).
@@ -101,6 +107,13 @@ class ResidualTrunk(nn.Sequential):
         for part in parts[len(parts) // 2 :]:
             x = part(x)
         return x, middle
+
+    def moving(self, pair: Pair) -> Pair:
+        """Outputs and their derivatives."""
+        *blocks, last = self
+        for block in blocks:
+            pair = block.moving(pair)
+        return through(last, pair)
 
 
 class ResidualMLP(nn.Sequential):
@@ -181,6 +194,13 @@ class DenoisingMLP(DenoisingNet):
         """Also the features (..., width) behind the middle block of the trunk."""
         pred, middle = self.trunk.with_middle(self._hidden(x, context))
         return pred.unflatten(-1, self.action_shape), middle
+
+    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+        """Derivative (B, H, D) of the prediction along a line; see ``DenoisingNet``."""
+        pair = through(self.action_in, torch.stack([x, velocity]).flatten(-2))
+        pair += through(self.time_in, self.time.moving(t, s))
+        pair[0] += self.cond_in(cond)
+        return self.trunk.moving(pair)[1].unflatten(-1, self.action_shape)
 
     def _hidden(self, x: Tensor, context: Context) -> Tensor:
         """What the input layer (..., width) makes of chunks (..., H, D) and their context."""

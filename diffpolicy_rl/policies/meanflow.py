@@ -69,20 +69,8 @@ class MeanFlow(RectifiedFlow):
         x, target = torch.lerp(noise, action, t.view(-1, 1, 1)), action - noise
         rows = (s > t).nonzero().squeeze(1)
         if len(rows):
-            slope = self._slope(net, x[rows], target[rows], t[rows], s[rows], cond[rows])
+            with torch.no_grad():
+                slope = net.slope(x[rows], t[rows], s[rows], cond[rows], target[rows])
             target.index_add_(0, rows, (s - t)[rows].view(-1, 1, 1) * slope)
         error = masked_mse(net(x, t, s, cond), target, mask)
         return error if self.power == 0 else error * (error.detach() + self.offset) ** -self.power
-
-    @torch.no_grad()
-    def _slope(self, net: DenoisingNet, x: Tensor, velocity: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """du/dt (B, H, D) along the flow, s fixed.
-
-        A second forward with no graph, for the rows that need it: a quarter faster than one forward for all rows that
-        carries both derivatives.
-        """
-
-        def average(x: Tensor, t: Tensor) -> Tensor:
-            return net(x, t, s, cond)
-
-        return torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]

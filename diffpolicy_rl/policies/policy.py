@@ -226,7 +226,8 @@ class GenerativePolicy(nn.Module):
         for net, part in ((self.frozen_net, slice(None, frozen)), (self.net, slice(frozen, None))):
             if net is not None and len(t[part]):
                 context = net.context(t[part].unsqueeze(1), s[part].unsqueeze(1), cond.unsqueeze(0))
-                of_moves = zip(*(x.expand(len(t[part]), -1, -1).unbind(0) for x in context), strict=True)
+                # What all moves share stays one tensor, so that its gradients are summed as they come.
+                of_moves = zip(*(x.unbind(0) * (len(t[part]) // len(x)) for x in context), strict=True)
                 moves += [(net, of_move) for of_move in of_moves]
         return moves
 

@@ -109,7 +109,7 @@ def test_critics_improve_no_one_else_and_the_best_candidate_acts(agent):
 
 
 LEARNERS = {
-    "dql": lambda make: dql(make, candidates=1, steps=200),
+    "dql": lambda make: dql(make, candidates=1, steps=200, eta=2.0),
     "edp": lambda make: dql(make, candidates=1, steps=200, one_pass=True, eta=10.0),
     "ofql": lambda make: OFQL(
         make(MeanFlow(), 1, horizon=1, execute=1, time_scale=3),

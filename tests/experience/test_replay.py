@@ -113,6 +113,22 @@ def test_mixing_takes_its_share_from_demonstrations():
     assert (empty.sample(8, "half", GAMMA, generator).extras["w"].abs() == 2).all()
 
 
+@pytest.mark.parametrize("mixing", ["none", "half", "proportional"])
+def test_batches_drawn_together_are_each_mixed(mixing):
+    online, shown = ReplayBuffer(1000), ReplayBuffer(1000)
+    for _ in range(30):
+        online.add(**decision(1))
+    for _ in range(10):
+        shown.add(**decision(2))
+    experience, generator = Experience(online, shown), torch.Generator().manual_seed(0)
+    batches = list(experience.batches(20, 64, mixing, GAMMA, generator))  # more than are drawn at once
+    assert [len(batch) for batch in batches] == [64] * 20
+    counts = [(batch.extras["w"].abs() == 2).sum().item() for batch in batches]
+    assert counts == [{"none": 0, "half": 32, "proportional": 16}[mixing]] * 20
+    rows = torch.stack([batch.obs.flatten() for batch in batches])
+    assert len(rows.unique(dim=0)) == 20  # no two alike
+
+
 def test_more_than_the_ring_holds_is_refused():
     with pytest.raises(UserError, match="capacity=3 is less than the 4 decisions"):
         ReplayBuffer(3).append({"obs": torch.zeros(4, 1)})

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -183,3 +184,19 @@ def test_some_heads_alone_are_as_among_all():
     critic = CriticEnsemble(5, (2, 3), heads=4, hidden=(16, 16))
     features, action, heads = torch.randn(6, 5), torch.randn(7, 6, 2, 3), torch.tensor([3, 1])
     torch.testing.assert_close(critic.some(heads, features, action), critic(features, action)[heads])
+
+
+def test_frozen_view_is_what_its_heads_have_become_and_takes_no_gradient():
+    critic, features = CriticEnsemble(3, (1, 2), heads=3, hidden=(8, 8)), torch.randn(5, 3)
+    action = torch.randn(5, 1, 2, requires_grad=True)
+    critic.frozen_view(slice(1, 3))
+    moved = copy.deepcopy(critic).double()  # views of the original, and of what it was, are not the copy's
+    for now, dtype in ((critic, torch.float), (moved, torch.double)):
+        with torch.no_grad():
+            for parameter in now.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        values = now.frozen_view(slice(1, 3))(features.to(dtype), action.to(dtype))
+        torch.testing.assert_close(values, now(features.to(dtype), action.to(dtype))[1:])
+        values.sum().backward()
+        assert action.grad.abs().sum() > 0
+        assert all(parameter.grad is None for parameter in now.parameters())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.mlp import DenoisingMLP
 from diffpolicy_rl.nets.transformer import DiffusionTransformer
 from diffpolicy_rl.nets.unet1d import ConditionalUNet1d
@@ -113,6 +114,7 @@ def test_forward_derivative_is_the_difference_quotient(build):
 
     out, slope = torch.func.jvp(predict, point, direction)
     torch.testing.assert_close(out, predict(*point))
+    torch.testing.assert_close(net.slope(x, t, t + 0.3, cond, v), slope)
     ahead, behind = (predict(*(a + h * d for a, d in zip(point, direction, strict=True))) for h in (1e-6, -1e-6))
     assert slope.abs().min() > 1e-6
     torch.testing.assert_close(slope, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-6)
@@ -123,6 +125,18 @@ def test_forward_derivative_is_the_difference_quotient(build):
     predict(*point).square().sum().backward()
     for gradient, parameter in zip(through_jvp, net.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
+
+
+@pytest.mark.parametrize("activation", ["relu", "mish", "gelu", "tanh"])
+@pytest.mark.parametrize("embedding", ["sinusoidal", "fourier"])
+@pytest.mark.parametrize("two_times", [True, False])
+def test_slope_by_hand_is_that_of_forward_mode(activation, embedding, two_times):
+    net = DenoisingMLP(4, 2, 3, two_times, (32,) * 5, activation, time_embedding=embedding, time_scale=3.0).double()
+    x, v = torch.randn(2, 7, 4, 2).double()
+    t, s, cond = torch.rand(7).double(), torch.rand(7).double(), torch.randn(7, 3).double()
+    slope = net.slope(x, t, s, cond, v)
+    torch.testing.assert_close(slope, DenoisingNet.slope(net, x, t, s, cond, v))
+    assert slope.abs().min() > 1e-6
 
 
 @pytest.mark.parametrize(("process", "steps"), [(RectifiedFlow(), 4), (DDPM(20), 10)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.nets.mlp import DenoisingMLP
 from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -27,6 +28,14 @@ def bent(x, t, s, cond):
     return 0.5 * x + t * x**2 + 2 * t + s * (1 + x)
 
 
+class Net(DenoisingNet):
+    """A function of (x, t, s, cond) as a net."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
 def column(*values):
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
 
@@ -40,9 +49,11 @@ def test_loss_of_the_exact_average_velocity_of_a_point_is_zero(process):
     t, s = process.sample_times(200, torch.Generator().manual_seed(0))
     t, s = t.double(), s.double()
     noise = torch.randn(200, 3, 2, dtype=torch.float64)
-    loss = process.loss(point, torch.full_like(noise, 0.4), noise, t, s, torch.zeros(200, 1), None)
+    loss = process.loss(Net(point), torch.full_like(noise, 0.4), noise, t, s, torch.zeros(200, 1), None)
     torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-10, rtol=0)
-    wrong = process.loss(lambda *a: -point(*a), torch.full_like(noise, 0.4), noise, t, s, torch.zeros(200, 1), None)
+    wrong = process.loss(
+        Net(lambda *a: -point(*a)), torch.full_like(noise, 0.4), noise, t, s, torch.zeros(200, 1), None
+    )
     assert (wrong > 1e-3).double().mean() > 0.9
 
 
@@ -91,10 +102,10 @@ def test_only_valid_rows_count(process):
     assert before.shape == full.shape == (8,)
     assert not torch.allclose(before, full)
     # Of a net that treats rows alone, what stands in the masked ones must not matter.
-    first = process.loss(bent, action, noise, t, s, cond, mask)
+    first = process.loss(Net(bent), action, noise, t, s, cond, mask)
     action, noise = action.clone(), noise.clone()
     action[:, 2], noise[:, 2] = 7.0, -7.0
-    torch.testing.assert_close(process.loss(bent, action, noise, t, s, cond, mask), first)
+    torch.testing.assert_close(process.loss(Net(bent), action, noise, t, s, cond, mask), first)
 
 
 @pytest.mark.parametrize("process", PROCESSES, **ids)
@@ -109,7 +120,7 @@ def test_gradient_flows_through_the_prediction_alone(process):
         (inside if torch.is_grad_enabled() else targets).append(out)
         return out
 
-    process.loss(spy, action, noise, t, s, cond, None).mean().backward()
+    process.loss(Net(spy), action, noise, t, s, cond, None).mean().backward()
     assert (len(inside), bool(targets)) == (1, True)
     assert net.action_in.weight.grad.abs().sum() > 0
 
@@ -197,7 +208,7 @@ def test_meanflow_identity_of_a_gaussian():
         action, start = 0.5 * action, torch.full((len(noise),), t, dtype=torch.float64)
         scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
         process = MeanFlow()
-        net = lambda x, t, s, cond: average(x, t, s, cond) + scale * x  # noqa: E731
+        net = Net(lambda x, t, s, cond: average(x, t, s, cond) + scale * x)
         loss = process.loss(net, action, noise, start, torch.full_like(start, s), torch.zeros(len(noise), 1), None)
         loss.mean().backward()
         return scale.grad.item()
