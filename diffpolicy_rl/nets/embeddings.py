@@ -105,6 +105,7 @@ class TimeEncoding(nn.Sequential):
     def moving(self, t: Tensor, s: Tensor) -> Pair:
         """The features, and their derivatives by t while s stays."""
         embedding, first, activation, last = self
+        assert isinstance(embedding, Waves)
         pair = embedding.moving(t)
         if self.two_times:
             ahead = embedding.moving(s - t)

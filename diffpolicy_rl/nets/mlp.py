@@ -112,6 +112,7 @@ class ResidualTrunk(nn.Sequential):
         """Outputs and their derivatives."""
         *blocks, last = self
         for block in blocks:
+            assert isinstance(block, ResidualBlock)
             pair = block.moving(pair)
         return through(last, pair)
 
