@@ -84,10 +84,7 @@ class Guided(OfflineAgent[Settings]):
 
     def _next_action(self, features: Tensor) -> Tensor:
         """What TD targets take to be done (B, A, D) at features (B, F)."""
-        return self._sampled(self.policy, features)
-
-    def _sampled(self, policy: GenerativePolicy, features: Tensor) -> Tensor:
-        return policy.sample(features, self._noise(len(features), *policy.action_shape), features=features)
+        return self.policy.sample(features, self._noise(len(features), *self.policy.action_shape), features=features)
 
     def _improve(self, batch: Decisions, features: Tensor) -> dict[str, Tensor]:
         """One step of the policy, against one critic drawn at random: it cannot settle on the errors of either."""
@@ -100,9 +97,11 @@ class Guided(OfflineAgent[Settings]):
 
     def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
         """The cloning loss (), and actions (B, A, D) that carry the policy's gradient."""
-        policy = self.base.online
-        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, generator=self.generator).mean()
-        return loss, self._sampled(policy, features)
+        noise, generator = self._noise(*batch.action.shape), self.generator
+        loss, action = self.base.online.loss_and_sample(
+            batch.obs, batch.action, noise, features=features, mask=batch.mask, generator=generator
+        )
+        return loss.mean(), action
 
     def _deployed(self) -> DeployedPolicy:
         if self.config.candidates == 1:

@@ -117,7 +117,7 @@ class TextbookDQL:
         target = (batch.reward + batch.discount * future).detach()
         values = [critic(self.joined(obs, batch.action)).squeeze(-1) for critic in self.critics]
         self.descend(1, sum(((value - target).square().mean() for value in values), torch.zeros(())))
-        cloning, action = self.cloning_loss(obs, batch.action), self.sample(self.net, obs)
+        action, cloning = self.sample(self.net, obs), self.cloning_loss(obs, batch.action)
         values = [critic(self.joined(obs, action)).squeeze(-1) for critic in self.critics]
         value = values[int(torch.randint(len(values), (1,), generator=self.generator))]
         self.descend(0, cloning - self.config.eta * value.mean() / value.abs().mean().detach())

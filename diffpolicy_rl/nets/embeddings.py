@@ -97,17 +97,17 @@ class TimeEncoding(nn.Sequential):
     def forward(self, t: Tensor, s: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map start and stop times (...) to features (..., dim)."""
         embedding, first, activation, last = self
-        features = embedding(t)
-        if self.two_times:
-            features = torch.cat([features, embedding(s - t)], dim=-1)
+        features = embedding(torch.stack([t, s - t], dim=-1)).flatten(-2) if self.two_times else embedding(t)
         return last(activation(first(features)))
 
     def moving(self, t: Tensor, s: Tensor) -> Pair:
         """The features, and their derivatives by t while s stays."""
         embedding, first, activation, last = self
         assert isinstance(embedding, Waves)
-        pair = embedding.moving(t)
         if self.two_times:
-            ahead = embedding.moving(s - t)
-            pair = torch.cat([pair, torch.stack([ahead[0], -ahead[1]])], dim=-1)
+            pair = embedding.moving(torch.stack([t, s - t], dim=-1))
+            pair[1, ..., 1, :].neg_()  # what lies ahead gets shorter
+            pair = pair.flatten(-2)
+        else:
+            pair = embedding.moving(t)
         return through(last, through(activation, through(first, pair)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.nets.base import Context, DenoisingNet
+from diffpolicy_rl.nets.base import Accompanied, Context, DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.process import Process
 from diffpolicy_rl.policies.std import StdRule
@@ -98,11 +98,19 @@ class GenerativePolicy(nn.Module):
         if noise is None:
             shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
             noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
-        x = noise if eta == 0 else noise[:, 0]
+        if eta == 0:
+            return self._moved(noise, grid, cond)
+        x = noise[:, 0]
         for k, (net, context) in enumerate(self._moves(grid, cond)):
             x, std = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], eta)
             if std > 0:
                 x = x + std * noise[:, k + 1]
+        return x
+
+    def _moved(self, x: Tensor, grid: list[float], cond: Tensor) -> Tensor:
+        """Where moves without noise of their own lead chunks (B, H, D), from the first time of a grid to its last."""
+        for k, (net, context) in enumerate(self._moves(grid, cond)):
+            x, _ = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], 0.0)
         return x
 
     def loss(
@@ -114,6 +122,7 @@ class GenerativePolicy(nn.Module):
         t: Tensor | None = None,
         mask: Tensor | None = None,
         net: DenoisingNet | None = None,
+        features: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Regression loss per sample (B,) of the process, on actions (B, H, D).
@@ -125,6 +134,7 @@ class GenerativePolicy(nn.Module):
             t: (B,); drawn if not given. Stop times are then the same: two-time processes regress the velocity.
             mask: (B, H) bool, False where a chunk runs past its episode.
             net: used in place of the policy's own, as a ``Watched`` one.
+            features: what ``encode(obs)`` gave.
             generator: CPU generator for what is drawn.
         """
         if noise is None:
@@ -132,7 +142,35 @@ class GenerativePolicy(nn.Module):
         s = t
         if t is None or s is None:
             t, s = (time.to(action.device) for time in self.process.sample_times(len(action), generator))
-        return self.process.loss(self.net if net is None else net, action, noise, t, s, self.encode(obs), mask)
+        cond = self.encode(obs) if features is None else features
+        return self.process.loss(self.net if net is None else net, action, noise, t, s, cond, mask)
+
+    def loss_and_sample(
+        self,
+        obs: Obs,
+        action: Tensor,
+        noise: Tensor,
+        *,
+        features: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``loss`` (B,) on actions, and ``sample`` (B, H, D) from noise, whose first move shares the loss's forward.
+
+        Args:
+            obs: raw observations.
+            action: normalised chunks (B, H, D) to regress on.
+            noise: (B, H, D) to sample from.
+            features: what ``encode(obs)`` gave.
+            mask: see ``loss``.
+            generator: of what the loss draws.
+        """
+        assert self.frozen_net is None
+        grid = self.process.grid(self.steps)
+        net = Accompanied(self.net, noise, grid[0], grid[1], features)
+        loss = self.loss(obs, action, mask=mask, net=net, features=features, generator=generator)
+        x, _ = self.process.step(noise, net.pred, grid[0], grid[1], 0.0)
+        return loss, self._moved(x, grid[1:], features) if self.steps > 1 else x
 
     @torch.no_grad()
     def sample_chain(

@@ -50,7 +50,7 @@ class Process(Protocol):
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared error per sample (B,) of (B, H, D), over the rows where mask (B, H) is set."""
     error = (pred - target).square().mean(-1)
-    if mask is None:
+    if mask is None or mask.shape[1] == 1:  # where no other row could stand in
         return error.mean(-1)
     return (error * mask).sum(-1) / mask.sum(-1)
 

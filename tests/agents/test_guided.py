@@ -75,8 +75,9 @@ def test_policy_step_by_hand(agent):
     policy, critic = copy.deepcopy(agent.base.online), copy.deepcopy(agent.critics.online)
     agent._improve(data, data.obs)
 
+    noise = torch.randn(5, 1, 2, generator=generator)
     cloning = policy.loss(data.obs, data.action, mask=data.mask, generator=generator).mean()
-    action = policy.sample(data.obs, torch.randn(5, 1, 2, generator=generator))
+    action = policy.sample(data.obs, noise)
     value = critic(data.obs, action)[int(torch.randint(2, (1,), generator=generator))]
     (cloning - 0.7 * value.mean() / value.detach().abs().mean()).backward()
     for ours, before in zip(agent.base.online.net.parameters(), policy.net.parameters(), strict=True):
