@@ -93,8 +93,8 @@ class TextbookEXPO:
     def update(self, experience: Experience) -> None:
         """Four critic steps, then one of everything else."""
         config = self.config
-        for index in range(_UTD):
-            batch = experience.sample(config.batch, config.mixing, config.gamma, self.generator)
+        batches = experience.batches(_UTD, config.batch, config.mixing, config.gamma, self.generator)
+        for index, batch in enumerate(batches):
             obs, after = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
             self.learn_critics(obs, batch.action, batch.reward + batch.discount * self.future(after))
             if index == _UTD - 1:

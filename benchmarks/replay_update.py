@@ -118,11 +118,15 @@ def check_equal_work(agent: Any, textbook: Callable[[Any], Textbook], experience
             ours._learn(batch)
             ours.critic_steps += 1
             theirs.learn(batch)
-        for name, (mine, other) in theirs.pairs(ours).items():
-            weights = zip(mine.parameters(), other.parameters(), strict=True)
-            error = max((a - b).abs().max().item() for a, b in weights)
-            if not error < 1e-7:
-                raise UserError(f"the two sides do not do the same work: their {name} differ by {error:.1e}")
+        errors = {name: _distance(*pair) for name, pair in theirs.pairs(ours).items()}
+        worst = max(errors, key=lambda name: errors[name])
+        if not errors[worst] < 1e-7:
+            raise UserError(f"the two sides do not do the same work: their {worst} differ by {errors[worst]:.1e}")
+
+
+def _distance(mine: nn.Module, other: nn.Module) -> float:
+    weights = zip(mine.parameters(), other.parameters(), strict=True)
+    return max((a - b).abs().max().nan_to_num(torch.inf).item() for a, b in weights)
 
 
 def _modules(agent: Any) -> list[nn.Module]:

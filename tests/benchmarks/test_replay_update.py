@@ -31,5 +31,5 @@ def test_a_side_that_does_other_work_is_refused(sides):
             made.actor[0].weight[0] += 0.01
         return made
 
-    with pytest.raises(UserError, match="the two sides do not do the same work: their critics differ"):
+    with pytest.raises(UserError, match="the two sides do not do the same work: their actors differ"):
         check_equal_work(agent, other, experience)
