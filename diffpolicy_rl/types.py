@@ -197,3 +197,12 @@ class Agent(Protocol):
     def load_state_dict(self, state: State) -> None:
         """Continue bit for bit where ``state_dict`` was taken."""
         ...
+
+
+@runtime_checkable
+class Student(Protocol):
+    """An agent that learns from what another run deploys."""
+
+    def learn_from(self, teacher: DeployedPolicy) -> None:
+        """Take the teacher; UserError if it cannot be learned from."""
+        ...

@@ -135,6 +135,8 @@ class TrainConfig:
         data: the demonstrations.
         budget: how much of everything.
         base: a run whose pretrained policy to start from, instead of behaviour cloning.
+        teacher: a run whose deployed policy to learn from, for agents that distil.
+        teacher_which: last, best, base, or a step of the teacher's checkpoints.
         seed: of everything random.
         device: auto, cpu or cuda.
         threads: cores to use, all by default.
@@ -153,6 +155,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     base: str | None = None
+    teacher: str | None = None
+    teacher_which: str = "last"
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

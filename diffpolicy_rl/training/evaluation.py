@@ -53,8 +53,8 @@ def evaluate_policy(
 
     Returns:
         mean, std, ci_low, ci_high (95 % of the mean), episodes, seed, returns, lengths; where the task reports it,
-        success, the share of episodes won at any time; where it has costs, cost, the mean per episode, cost_ci_low,
-        cost_ci_high, and costs, those of the single episodes.
+        success, the share of episodes won at any time, and wins, which ones; where it has costs, cost, the mean per
+        episode, cost_ci_low, cost_ci_high, and costs, those of the single episodes.
     """
     use_fast_fp32()
     per_env = math.ceil(episodes / env.num_envs)
@@ -99,7 +99,8 @@ def summarize(episodes: list[Episode], seed: int) -> dict[str, Any]:
         "lengths": [episode.length for episode in episodes],
     }
     if any(episode.success is not None for episode in episodes):
-        result["success"] = sum(bool(episode.success) for episode in episodes) / len(episodes)
+        result["wins"] = [bool(episode.success) for episode in episodes]
+        result["success"] = sum(result["wins"]) / len(episodes)
     costs = [episode.cost for episode in episodes if episode.cost is not None]
     if costs:
         cost, _, half = _moments(costs)

@@ -26,8 +26,9 @@ from diffpolicy_rl.training.logger import Console, Logger
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent, load_base
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
+from diffpolicy_rl.training.students import load_teacher, starting_student
 from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, use_fast_fp32
-from diffpolicy_rl.types import Agent, DeployedPolicy, State, VecEnv
+from diffpolicy_rl.types import Agent, DeployedPolicy, State, Student, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0
 # Training, the evaluations during it, which select the best checkpoint, and those in the summary use different seeds.
@@ -101,6 +102,8 @@ class Trainer:
     # ---------------------------------------------------------------- phases
 
     def _starting_policy(self) -> GenerativePolicy:
+        if self.config.teacher:
+            return starting_student(self.config, self.spec)
         if self.config.base:
             return load_base(self.config, self.spec)
         return build_policy(self.config.policy, self.spec, self.config.seed)
@@ -108,7 +111,10 @@ class Trainer:
     def _phase(self, index: int, policy: GenerativePolicy, agent: Agent | None = None) -> Phase:
         self.phase_index = index
         policy.to(pick_device(self.config.device))
-        return Phase(self.config, phases_of(self.config)[index], policy, self.env, self.spec, agent)
+        phase = Phase(self.config, phases_of(self.config)[index], policy, self.env, self.spec, agent)
+        if isinstance(phase.agent, Student):
+            phase.agent.learn_from(load_teacher(self.config))
+        return phase
 
     def _next_phase(self) -> None:
         """Go on with the agent if it is the one to, else with a new one around its policy."""

@@ -43,6 +43,23 @@ def plot_curve(folder: Path) -> None:
     figure.savefig(folder / "curve.png", dpi=120)
 
 
+def plot_spread(path: Path, by_state: dict[str, list[float]]) -> None:
+    """Draw energy distances over the states they were measured at, each kind in its own order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, distances in by_state.items():
+        share = [(i + 1) / len(distances) for i in range(len(distances))]
+        axes.plot(sorted(distances), share, label=name.replace("_", " "))
+    axes.set(xlabel="energy distance over the teacher's own spread", ylabel="share of states", title=path.parent.name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def record_video(path: Path, policy: DeployedPolicy, make_env: Callable[[], VecEnv], seed: int) -> str:
     """Film one episode of a one-row env; returns a line that says where the video is, or why there is none."""
     try:

@@ -15,6 +15,7 @@ from diffpolicy_rl.agents.iql import IQL, IQLConfig
 from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
+from diffpolicy_rl.agents.regress import Regress, RegressConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
 from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
@@ -30,7 +31,7 @@ from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.shortcut import Shortcut
-from diffpolicy_rl.types import Agent
+from diffpolicy_rl.types import Agent, Student
 from tests.agents.bandit import bandit_replay, bandit_rollout
 
 PROCESSES = {
@@ -69,6 +70,7 @@ AGENTS = {
     "iql": (IQL, IQLConfig(**REPLAY)),
     "td3_bc": (TD3BC, TD3BCConfig(policy_every=1, **REPLAY)),
     "fisor": (FISOR, FISORConfig(**REPLAY)),
+    "regress": (Regress, RegressConfig(steps=2, batch=8, ema_every=1)),
 }
 CLONING = ("expo", "pa_rl", "dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc", "fisor")  # what was executed: H = A
 REFUSED = {
@@ -84,6 +86,7 @@ REFUSED = {
         for process in PROCESSES
         if process != "gaussian"
     },
+    **{("regress", process): "students make one step" for process in PROCESSES if PROCESSES[process][1] > 1},
     **{("ofql", process): "policy=meanflow policy.steps=1" for process in PROCESSES if process != "one_step"},
     **{("fql", process): "process.clip=null" for process in PROCESSES if process != "unclipped"},
 }
@@ -101,7 +104,10 @@ class TwoWindows:
 def build(make_policy, agent, process):
     cls, config = AGENTS[agent]
     policy = make_policy(*PROCESSES[process], horizon=2 if agent in CLONING else 4)
-    return cls(policy, config, iterations=3, seed=0)
+    agent = cls(policy, config, iterations=3, seed=0)
+    if isinstance(agent, Student):
+        agent.learn_from(make_policy(RectifiedFlow(), 4).deploy())
+    return agent
 
 
 def flat(state, path=""):

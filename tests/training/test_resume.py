@@ -70,6 +70,7 @@ STOPS = {
     "residual_sac": (2, 3, 5),
     **dict.fromkeys(("dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc"), (1, 2, 4)),
     "fisor": (1,),
+    "regress": (1, 3),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffpolicy_rl import train
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.data.d4rl import read, write
 from diffpolicy_rl.training.config import TrainConfig, resolve
@@ -39,6 +40,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "iql": {"_target_": "diffpolicy_rl.agents.iql.IQL"} | OFFLINE,
     "td3_bc": {"_target_": "diffpolicy_rl.agents.td3_bc.TD3BC"} | OFFLINE,
     "fisor": {"_target_": "diffpolicy_rl.agents.fisor.FISOR"} | OFFLINE,
+    "regress": {"_target_": "diffpolicy_rl.agents.regress.Regress", "steps": 3, "batch": 16},
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
@@ -51,6 +53,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "fql": {"process": {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow", "clip": None}, "net": MLP},
 }
 POLICIES["td3_bc"] = POLICIES["ppo"]
+POLICIES["regress"] = {"net": MLP, "steps": 1}
 
 
 @functools.cache
@@ -60,6 +63,14 @@ def costly_data() -> str:
     path = Path(tempfile.mkdtemp()) / "costly.hdf5"
     write(path, dataclasses.replace(shown, costs=(shown.observations[:, 5] > 1).astype(np.float32)))
     return str(path)
+
+
+@functools.cache
+def teacher() -> str:
+    """A run that others learn from."""
+    folder = Path(tempfile.mkdtemp()) / "teacher"
+    train.train(tiny(folder, "bc"))
+    return str(folder)
 
 
 def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
@@ -80,6 +91,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
             "eval_episodes": 3,
             "final_episodes": 6,
         },
+        "teacher": teacher() if agent == "regress" else None,
         "threads": 1,
         "video": False,
         "run_dir": str(folder),
