@@ -64,18 +64,19 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(config: DistillConfig, teaching: "TrainConfig", teacher: "DeployedPolicy", out: Path) -> None:
     """Train the student, or go on where that stopped."""
-    from diffpolicy_rl import train
+    from diffpolicy_rl.training.run import read_config
+    from diffpolicy_rl.training.session import train
     from diffpolicy_rl.training.students import student_config
 
     if (out / "summary.json").exists():
         print(f"{out} is trained already, so that only the comparison is made anew")
     elif (out / "checkpoints" / "last").exists():
-        train.resume([f"resume={out}", f"trust={','.join(config.trust)}"])
+        train(dataclasses.replace(read_config(out, config.trust), run_dir=str(out)), resumed=True)
     else:
         student = student_config(
             config.run, config.which, config.method, teaching, teacher, config.env_steps, config.num_envs
         )
-        train.train(dataclasses.replace(student, run_dir=str(out), seed=config.seed, threads=config.threads))
+        train(dataclasses.replace(student, run_dir=str(out), seed=config.seed, threads=config.threads))
 
 
 def _compare(

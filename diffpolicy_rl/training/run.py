@@ -84,7 +84,7 @@ def write_manifest(folder: Path, config: TrainConfig, resumed: bool) -> None:
     """Write ``manifest.json``: what it would take to run this again; a resumed run adds what it goes on with."""
     path = folder / "manifest.json"
     manifest = {
-        "command": shlex.join(["python", "-m", "diffpolicy_rl.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _entry_point(), *sys.argv[1:]]),
         "commit": commit(),
         "seed": config.seed,
         "versions": versions(),
@@ -94,6 +94,12 @@ def write_manifest(folder: Path, config: TrainConfig, resumed: bool) -> None:
         earlier = json.loads(path.read_text())
         manifest = earlier | {"resumed": [*earlier.get("resumed", []), manifest]}
     write_text(path, json.dumps(manifest, indent=2))
+
+
+def _entry_point() -> str:
+    """The module that was started, where it is one of this package's."""
+    started = Path(sys.argv[0]).resolve()
+    return f"diffpolicy_rl.{started.stem if started.parent == Path(__file__).resolve().parents[1] else 'train'}"
 
 
 def versions() -> dict[str, str | None]:
