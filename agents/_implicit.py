@@ -16,7 +16,8 @@ from diffpolicy_rl.agents._candidates import ClonedBase
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions, Experience
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.nets.mlp import MLP
 from diffpolicy_rl.policies.policy import GenerativePolicy
 

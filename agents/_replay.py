@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._base import BaseAgent, Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions, Experience, Mixing
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, Mixing
 from diffpolicy_rl.nets.critics import Aggregation, CriticEnsemble, Readout, aggregate
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Extras, Obs

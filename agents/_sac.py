@@ -14,7 +14,7 @@ from torch import Tensor
 from diffpolicy_rl.agents._base import Stateful, adamw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent, ReplayConfig
 from diffpolicy_rl.errors import require_positive
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.nets.heads import TanhGaussian, Temperature
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Extras, Obs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.agents._guided import Guided, GuidedConfig
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.policies.policy import GenerativePolicy
 

@@ -26,7 +26,8 @@ from diffpolicy_rl.agents._base import adamw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent
 from diffpolicy_rl.agents._sac import SoftActor, SoftConfig
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions, Experience
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.nets.heads import TanhGaussian
 from diffpolicy_rl.nets.linear import fixed_weights

@@ -14,7 +14,8 @@ from diffpolicy_rl.agents._candidates import ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent
 from diffpolicy_rl.agents._sac import SoftActor, SoftConfig
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions, Mixing
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Mixing
 from diffpolicy_rl.experience.selectors import argmax
 from diffpolicy_rl.nets.critics import Aggregation
 from diffpolicy_rl.nets.heads import TanhGaussian

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffpolicy_rl.agents._candidates import BestCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 

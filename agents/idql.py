@@ -11,7 +11,7 @@ from torch import Tensor
 from diffpolicy_rl.agents._candidates import BestCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig
 from diffpolicy_rl.errors import require_positive
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.types import DeployedPolicy
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig
 from diffpolicy_rl.errors import require_positive
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.types import DeployedPolicy
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from diffpolicy_rl.agents._candidates import ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent, ReplayConfig
 from diffpolicy_rl.errors import UserError, require_positive
-from diffpolicy_rl.experience.replay import Decisions, Experience, Mixing
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, Mixing
 from diffpolicy_rl.experience.selectors import argmax, sample_softmax, top_k
 from diffpolicy_rl.nets.critics import Aggregation, CriticEnsemble, HLGauss
 from diffpolicy_rl.policies.policy import GenerativePolicy

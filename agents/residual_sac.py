@@ -19,7 +19,8 @@ from diffpolicy_rl.agents._replay import Critics, ReplayAgent
 from diffpolicy_rl.agents._residual import BasePlan, ResidualPolicy, residual_input
 from diffpolicy_rl.agents._sac import SoftActor, SoftConfig
 from diffpolicy_rl.errors import require_positive
-from diffpolicy_rl.experience.replay import Decisions, Experience, Mixing
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, Mixing
 from diffpolicy_rl.nets.critics import Aggregation
 from diffpolicy_rl.nets.heads import TanhGaussian
 from diffpolicy_rl.policies.policy import GenerativePolicy

@@ -12,7 +12,8 @@ from benchmarks.measure import Figures, against_textbook, gemm_floor
 from benchmarks.textbook import TextbookNet
 from diffpolicy_rl.agents.expo import EXPO, EXPOConfig
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.replay import Decisions, Experience, ReplayBuffer
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.nets.mlp import DenoisingMLP
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.normalize import Normalizer

@@ -13,7 +13,8 @@ from benchmarks.replay_update import Pairs, check_equal_work
 from benchmarks.textbook import TextbookNet
 from diffpolicy_rl.agents.dql import DQL
 from diffpolicy_rl.agents.ofql import OFQL
-from diffpolicy_rl.experience.replay import Decisions, Experience
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.training.build import build_env, build_policy, spec_of
 from diffpolicy_rl.training.compose import compose

@@ -16,7 +16,8 @@ from benchmarks.textbook import TextbookNet
 from diffpolicy_rl.agents._replay import ReplayAgent
 from diffpolicy_rl.agents.dsrl import DSRL
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.replay import Decisions, Experience, ReplayBuffer
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.training.build import build_env, build_policy, spec_of
 from diffpolicy_rl.training.compose import compose

@@ -6,7 +6,8 @@ import torch
 
 from diffpolicy_rl.agents.dsrl import DSRL, DSRLConfig
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.replay import Decisions, Experience, ReplayBuffer
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.gaussian import Gaussian

@@ -8,7 +8,8 @@ import torch
 from diffpolicy_rl.agents._candidates import draw
 from diffpolicy_rl.agents.expo import EXPO, EXPOConfig, joined
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.replay import Decisions, Experience, ReplayBuffer
+from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from tests.agents.bandit import GOOD, deployed_actions, live, peak, shown, two_modes
 

@@ -10,7 +10,7 @@ from diffpolicy_rl.agents.dql import DQL, DQLConfig
 from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
 from diffpolicy_rl.agents.td3_bc import TD3BC, TD3BCConfig
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.replay import Decisions
+from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.meanflow import MeanFlow
