@@ -115,7 +115,7 @@ def test_checkers_see_what_they_must():
     """The rules above would pass over an empty tree, too."""
     assert {"diffpolicy_rl.types", "diffpolicy_rl.agents.bc", "diffpolicy_rl.envs.tasks.hopper"} <= set(SOURCES)
     assert {"diffpolicy_rl.cli", "diffpolicy_rl.errors", "dataclasses"} <= imports("diffpolicy_rl.train")
-    assert "diffpolicy_rl.training.loop" in imports("diffpolicy_rl.train")  # inside a function
+    assert "diffpolicy_rl.training.session" in imports("diffpolicy_rl.train")  # inside a function
 
 
 def test_every_folder_with_python_is_installed():
