@@ -65,8 +65,7 @@ class CloningAgent(BaseAgent):
     def _descend(self, loss: Tensor) -> Tensor:
         """One gradient step of a loss (), and what is due of the average; returns the gradient's norm ()."""
         config = self.config
-        progress = self.gradient_steps / (self.iterations * config.steps)
-        set_lr(self.optimizer, cosine(progress, config.lr, config.final_lr))
+        set_lr(self.optimizer, self._rate(self.gradient_steps / (self.iterations * config.steps)))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = clip_grad_norm_(self.online.parameters(), config.max_grad_norm).detach()
@@ -77,6 +76,10 @@ class CloningAgent(BaseAgent):
             # A short memory at first, so that the average forgets the random initial weights.
             ema_update(self.policy, self.online, min(config.ema_decay, (1 + updates) / (10 + updates)))
         return norm
+
+    def _rate(self, progress: float) -> float:
+        """The learning rate at a share of all gradient steps."""
+        return cosine(progress, self.config.lr, self.config.final_lr)
 
     @staticmethod
     def _means(steps: list[dict[str, Tensor]]) -> Mapping[str, Tensor]:

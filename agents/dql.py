@@ -15,8 +15,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._guided import Guided, GuidedConfig
 from diffpolicy_rl.experience.decisions import Decisions
-from diffpolicy_rl.nets.base import Context, DenoisingNet
-from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.nets.base import Remembering
 
 
 @dataclass(frozen=True)
@@ -38,33 +37,10 @@ class DQL(Guided[DQLConfig]):
     def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.one_pass:
             return super()._proposal(batch, features)
-        policy, net = self.base.online, _Remembering(self.base.online.net)
-        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, net=net, generator=self.generator).mean()
-        return loss, net.clean_action(policy)
-
-
-class _Remembering(DenoisingNet):
-    """A net that keeps what it was asked last, and its answer."""
-
-    x: Tensor
-    t: Tensor
-    pred: Tensor
-
-    def __init__(self, net: DenoisingNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
-        """The net's."""
-        self.t = t
-        return self.net.context(t, s, cond)
-
-    def denoise(self, x: Tensor, context: Context) -> Tensor:
-        """The net's prediction."""
-        self.x, self.pred = x, self.net.denoise(x, context)
-        return self.pred
-
-    def clean_action(self, policy: GenerativePolicy) -> Tensor:
-        """The action (B, H, D) that one move from there to the end of the chain leads to (Kang et al. 2023)."""
-        t = self.t.double().view(-1, 1, 1)
-        return policy.process.step(self.x, self.pred, t, torch.ones_like(t), 0.0)[0]
+        policy, net = self.base.online, Remembering(self.base.online.net)
+        loss = policy.loss(
+            batch.obs, batch.action, mask=batch.mask, net=net, features=features, generator=self.generator
+        ).mean()
+        # What one move from there to the end of the chain leads to.
+        t = net.t.double().view(-1, 1, 1)
+        return loss, policy.process.step(net.x, net.pred, t, torch.ones_like(t), 0.0)[0]

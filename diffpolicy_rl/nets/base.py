@@ -124,3 +124,33 @@ class Accompanied(DenoisingNet):
         pairs = ((x, self.x), (t, self.t), (s, self.s), (cond, self.cond))
         pred, self.pred = self.net(*(torch.cat(pair) for pair in pairs)).tensor_split([len(x)])
         return pred
+
+
+class Remembering(DenoisingNet):
+    """A net in whose place it can be used, and which keeps what it was asked last, and its answer.
+
+    Args:
+        net: the net; its weights are shared.
+
+    Attributes:
+        x: noisy chunks (B, H, D).
+        t: their start times (B,).
+        pred: the prediction (B, H, D).
+    """
+
+    x: Tensor
+    t: Tensor
+    pred: Tensor
+
+    def __init__(self, net: DenoisingNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+        """The net's."""
+        return self.net.slope(x, t, s, cond, velocity)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """The net's prediction."""
+        self.x, self.t, self.pred = x, t, self.net(x, t, s, cond)
+        return self.pred

@@ -11,6 +11,7 @@ from diffpolicy_rl.training.run import load, load_agent
 from diffpolicy_rl.types import Agent, DeployedPolicy, Spec
 
 _FLOW = {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow"}
+_METHODS = {"regress": "diffpolicy_rl.agents.regress.Regress", "onedp": "diffpolicy_rl.agents.onedp.OneDP"}
 _ROLLOUT = 100  # env steps of each env per iteration
 _CERTAIN = {"_target_": "diffpolicy_rl.policies.gaussian.Gaussian"}
 
@@ -23,7 +24,7 @@ def student_config(
     Args:
         run: the folder of the run that teaches.
         which: of its checkpoints.
-        method: name of the agent's module, and of its class.
+        method: regress or onedp.
         teaching: the settings of that run.
         teacher: what it deploys; a student of what only starts from noise does so, too, others have none.
         env_steps: to learn for.
@@ -38,7 +39,7 @@ def student_config(
     one_step = dataclasses.replace(
         policy, steps=1, net=complete(net, "policy.net."), process=complete(process, "policy.process.")
     )
-    agent: dict[str, Any] = {"_target_": f"diffpolicy_rl.agents.{method}.{method.title()}"}
+    agent: dict[str, Any] = {"_target_": _METHODS[method]}
     if teaching.data.path is None:
         agent["mixing"] = "none"
     decisions = max(_ROLLOUT // policy.execute, 1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffpolicy_rl.agents._student import StudentConfig
 from diffpolicy_rl.agents.bc import BC, BCConfig
 from diffpolicy_rl.agents.dppo import DPPO, DPPOConfig
 from diffpolicy_rl.agents.dql import DQL, DQLConfig
@@ -13,9 +14,10 @@ from diffpolicy_rl.agents.fql import FQL, FQLConfig
 from diffpolicy_rl.agents.idql import IDQL, IDQLConfig
 from diffpolicy_rl.agents.iql import IQL, IQLConfig
 from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
+from diffpolicy_rl.agents.onedp import OneDP, OneDPConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
-from diffpolicy_rl.agents.regress import Regress, RegressConfig
+from diffpolicy_rl.agents.regress import Regress
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
 from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
@@ -70,7 +72,8 @@ AGENTS = {
     "iql": (IQL, IQLConfig(**REPLAY)),
     "td3_bc": (TD3BC, TD3BCConfig(policy_every=1, **REPLAY)),
     "fisor": (FISOR, FISORConfig(**REPLAY)),
-    "regress": (Regress, RegressConfig(steps=2, batch=8, ema_every=1)),
+    "regress": (Regress, StudentConfig(steps=2, batch=8, ema_every=1)),
+    "onedp": (OneDP, OneDPConfig(steps=2, batch=8, ema_every=1, warm_up=0.01)),
 }
 CLONING = ("expo", "pa_rl", "dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc", "fisor")  # what was executed: H = A
 REFUSED = {
@@ -86,7 +89,12 @@ REFUSED = {
         for process in PROCESSES
         if process != "gaussian"
     },
-    **{("regress", process): "students make one step" for process in PROCESSES if PROCESSES[process][1] > 1},
+    **{
+        (name, process): "students make one step"
+        for name in ("regress", "onedp")
+        for process in PROCESSES
+        if PROCESSES[process][1] > 1
+    },
     **{("ofql", process): "policy=meanflow policy.steps=1" for process in PROCESSES if process != "one_step"},
     **{("fql", process): "process.clip=null" for process in PROCESSES if process != "unclipped"},
 }

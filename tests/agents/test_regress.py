@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffpolicy_rl.agents.regress import Regress, RegressConfig
+from diffpolicy_rl.agents._student import StudentConfig
+from diffpolicy_rl.agents.regress import Regress
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.flow import RectifiedFlow
@@ -11,7 +12,7 @@ from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 from tests.agents.offline_bandit import deterministic
 
-SMALL = RegressConfig(batch=128, steps=100, lr=3e-3, final_lr=3e-4, ema_every=1, ema_decay=0.95, mixing="none")
+SMALL = StudentConfig(batch=128, steps=100, lr=3e-3, final_lr=3e-4, ema_every=1, ema_decay=0.95, mixing="none")
 
 
 class Teacher(DeployedPolicy):
@@ -52,7 +53,7 @@ def student(make_policy):
 
 def test_loss_is_the_distance_to_the_teacher_from_the_same_noise(student):
     experience, generator = lived(), torch.Generator().set_state(student.generator.get_state())
-    student.config = RegressConfig(batch=16, steps=1, mixing="none")
+    student.config = StudentConfig(batch=16, steps=1, mixing="none")
     (batch,) = experience.batches(1, 16, "none", 1.0, generator)
     noise = torch.randn(16, 4, 2, generator=generator)
     with torch.no_grad():
@@ -73,7 +74,7 @@ def test_learns_what_the_teacher_makes_of_every_noise(student):
 
 
 def test_a_teacher_that_chooses_has_a_student_of_its_mean():
-    agent = Regress(deterministic(), RegressConfig(batch=512, lr=1e-2, mixing="none"), iterations=3, seed=0)
+    agent = Regress(deterministic(), StudentConfig(batch=512, lr=1e-2, mixing="none"), iterations=3, seed=0)
     agent.learn_from(Chooser())
     for _ in range(3):
         agent.update(lived(horizon=1))
@@ -105,5 +106,5 @@ def test_refusals(make_policy, student):
     corrector.per_step = True
     with pytest.raises(UserError, match="corrects every single action"):
         student.learn_from(corrector)
-    with pytest.raises(UserError, match="needs a teacher"):
+    with pytest.raises(UserError, match="students need a teacher"):
         Regress(make_policy(RectifiedFlow(), 1), SMALL, iterations=1, seed=0).update(lived())

@@ -19,6 +19,7 @@ SOFT = {"actor_hidden": [8], **REPLAY}
 OFFLINE = {"steps": 3} | REPLAY
 MLP = {"_target_": "diffpolicy_rl.nets.mlp.DenoisingMLP", "hidden": [16, 16, 16]}
 BC = {"_target_": "diffpolicy_rl.agents.bc.BC", "steps": 3, "batch": 16}
+STUDENT = {"steps": 3, "batch": 16}
 AGENTS: dict[str, dict[str, Any]] = {
     "bc": BC,
     "reinflow": {"_target_": "diffpolicy_rl.agents.reinflow.ReinFlow", "std_hidden": [8]} | PPO,
@@ -40,7 +41,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "iql": {"_target_": "diffpolicy_rl.agents.iql.IQL"} | OFFLINE,
     "td3_bc": {"_target_": "diffpolicy_rl.agents.td3_bc.TD3BC"} | OFFLINE,
     "fisor": {"_target_": "diffpolicy_rl.agents.fisor.FISOR"} | OFFLINE,
-    "regress": {"_target_": "diffpolicy_rl.agents.regress.Regress", "steps": 3, "batch": 16},
+    "regress": {"_target_": "diffpolicy_rl.agents.regress.Regress"} | STUDENT,
+    "onedp": {"_target_": "diffpolicy_rl.agents.onedp.OneDP"} | STUDENT,
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "dppo": {"process": {"_target_": "diffpolicy_rl.policies.ddpm.DDPM", "levels": 4}, "net": MLP},
@@ -53,7 +55,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "fql": {"process": {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow", "clip": None}, "net": MLP},
 }
 POLICIES["td3_bc"] = POLICIES["ppo"]
-POLICIES["regress"] = {"net": MLP, "steps": 1}
+POLICIES["regress"] = POLICIES["onedp"] = {"net": MLP, "steps": 1}
 
 
 @functools.cache
@@ -91,7 +93,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
             "eval_episodes": 3,
             "final_episodes": 6,
         },
-        "teacher": teacher() if agent == "regress" else None,
+        "teacher": teacher() if agent in ("regress", "onedp") else None,
         "threads": 1,
         "video": False,
         "run_dir": str(folder),
