@@ -198,7 +198,10 @@ def _rebuild(state: State, device: torch.device | str) -> Agent:
     config = resolve(state["config"])
     policy = build_policy(config.policy, _spec(state), config.seed).to(device)
     agent = build_agent(phase_component(config, state["phase"]), policy, 1, config.seed)
-    agent.load_state_dict(state["agent"])
+    try:
+        agent.load_state_dict(state["agent"])
+    except KeyError as error:
+        raise UserError(f"the checkpoint has no {error}, because another version wrote it; train anew") from None
     return agent
 
 
