@@ -26,7 +26,7 @@ class DistillConfig:
 
     Attributes:
         run: the teacher's run folder.
-        method: regress or onedp.
+        method: regress, onedp, shortcut, meanflow or consistency.
         which: last, best, base, or a step of the teacher's checkpoints.
         out: the student's run folder, by default <run>-<method>; one that is there already is gone on with.
         env_steps: env steps in which the student meets its observations.
@@ -38,7 +38,7 @@ class DistillConfig:
     """
 
     run: str
-    method: Literal["regress", "onedp"] = "regress"
+    method: Literal["regress", "onedp", "shortcut", "meanflow", "consistency"] = "regress"
     which: str = "last"
     out: str | None = None
     env_steps: int = 200_000

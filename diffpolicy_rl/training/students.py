@@ -6,14 +6,19 @@ from typing import Any
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy, SampledPolicy
 from diffpolicy_rl.training.build import build_policy, pick_device
-from diffpolicy_rl.training.config import BudgetConfig, TrainConfig, complete, modules_of, to_plain
+from diffpolicy_rl.training.config import BudgetConfig, PolicyConfig, TrainConfig, complete, modules_of, to_plain
 from diffpolicy_rl.training.run import load, load_agent
 from diffpolicy_rl.types import Agent, DeployedPolicy, Spec
 
-_FLOW = {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow"}
-_METHODS = {"regress": "diffpolicy_rl.agents.regress.Regress", "onedp": "diffpolicy_rl.agents.onedp.OneDP"}
+_METHODS = {
+    "regress": ("agents.regress.Regress", "policies.flow.RectifiedFlow"),
+    "onedp": ("agents.onedp.OneDP", "policies.flow.RectifiedFlow"),
+    "shortcut": ("agents.reflow.Reflow", "policies.shortcut.Shortcut"),
+    "meanflow": ("agents.reflow.Reflow", "policies.meanflow.MeanFlow"),
+    "consistency": ("agents.reflow.Reflow", "policies.consistency.Consistency"),
+}
+_SMOOTH = ("meanflow", "consistency")  # in time, because they learn from derivatives by it, or near to them
 _ROLLOUT = 100  # env steps of each env per iteration
-_CERTAIN = {"_target_": "diffpolicy_rl.policies.gaussian.Gaussian"}
 
 
 def student_config(
@@ -24,33 +29,27 @@ def student_config(
     Args:
         run: the folder of the run that teaches.
         which: of its checkpoints.
-        method: regress or onedp.
+        method: regress, onedp, shortcut, meanflow or consistency.
         teaching: the settings of that run.
         teacher: what it deploys; a student of what only starts from noise does so, too, others have none.
         env_steps: to learn for.
         num_envs: N.
+
+    Raises:
+        UserError: if the method needs noise that tells the teacher's samples apart.
     """
-    policy, noise = teaching.policy, isinstance(teacher, SampledPolicy)
-    net, process = policy.net, _FLOW if policy.process["_target_"] != _FLOW["_target_"] else policy.process
-    if not noise:
-        hidden = {"hidden": net["hidden"]} if "hidden" in net else {}
-        net = {"_target_": "diffpolicy_rl.nets.mlp.ConditionMLP", "activation": "relu", "squash": True} | hidden
-        process = _CERTAIN
-    one_step = dataclasses.replace(
-        policy, steps=1, net=complete(net, "policy.net."), process=complete(process, "policy.process.")
-    )
-    agent: dict[str, Any] = {"_target_": _METHODS[method]}
+    agent, process = _METHODS[method]
+    component: dict[str, Any] = {"_target_": f"diffpolicy_rl.{agent}"}
     if teaching.data.path is None:
-        agent["mixing"] = "none"
-    decisions = max(_ROLLOUT // policy.execute, 1)
-    iterations = max(env_steps // (decisions * policy.execute * num_envs), 1)
-    budget = BudgetConfig(env_steps=env_steps, decisions=decisions, eval_every=max(iterations // 5, 1))
+        component["mixing"] = "none"
+    decisions = max(_ROLLOUT // teaching.policy.execute, 1)
+    iterations = max(env_steps // (decisions * teaching.policy.execute * num_envs), 1)
     return dataclasses.replace(
         teaching,
-        agent=complete(agent, "agent."),
-        policy=one_step,
+        agent=complete(component, "agent."),
+        policy=_one_step(teaching.policy, method, process, isinstance(teacher, SampledPolicy)),
         env=dataclasses.replace(teaching.env, num_envs=num_envs),
-        budget=budget,
+        budget=BudgetConfig(env_steps=env_steps, decisions=decisions, eval_every=max(iterations // 5, 1)),
         base=None,
         teacher=run,
         teacher_which=which,
@@ -58,6 +57,22 @@ def student_config(
         iterations=None,
         max_minutes=None,
     )
+
+
+def _one_step(teaching: PolicyConfig, method: str, process: str, noise: bool) -> PolicyConfig:
+    """The teacher's policy in one step, with its own net and process where these fit."""
+    net, target = teaching.net, f"diffpolicy_rl.{process}"
+    if not noise:
+        if method not in ("regress", "onedp"):
+            raise UserError(f"method={method} needs a teacher whose samples its noise determines; use method=regress")
+        target = "diffpolicy_rl.policies.gaussian.Gaussian"
+        hidden = {"hidden": net["hidden"]} if "hidden" in net else {}
+        net = {"_target_": "diffpolicy_rl.nets.mlp.ConditionMLP", "activation": "relu", "squash": True} | hidden
+    elif method in _SMOOTH and "time_scale" in net:
+        net = net | {"time_scale": 3.0}
+    same = teaching.process["_target_"] == target
+    one = complete(teaching.process if same else {"_target_": target}, "policy.process.")
+    return dataclasses.replace(teaching, steps=1, net=complete(net, "policy.net."), process=one)
 
 
 def load_teacher(config: TrainConfig) -> DeployedPolicy:

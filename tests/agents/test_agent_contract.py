@@ -17,6 +17,7 @@ from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
 from diffpolicy_rl.agents.onedp import OneDP, OneDPConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
+from diffpolicy_rl.agents.reflow import Reflow
 from diffpolicy_rl.agents.regress import Regress
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
@@ -73,6 +74,7 @@ AGENTS = {
     "td3_bc": (TD3BC, TD3BCConfig(policy_every=1, **REPLAY)),
     "fisor": (FISOR, FISORConfig(**REPLAY)),
     "regress": (Regress, StudentConfig(steps=2, batch=8, ema_every=1)),
+    "reflow": (Reflow, StudentConfig(steps=2, batch=8, ema_every=1)),
     "onedp": (OneDP, OneDPConfig(steps=2, batch=8, ema_every=1, warm_up=0.01)),
 }
 CLONING = ("expo", "pa_rl", "dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc", "fisor")  # what was executed: H = A
@@ -91,7 +93,7 @@ REFUSED = {
     },
     **{
         (name, process): "students make one step"
-        for name in ("regress", "onedp")
+        for name in ("regress", "reflow", "onedp")
         for process in PROCESSES
         if PROCESSES[process][1] > 1
     },

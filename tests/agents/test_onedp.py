@@ -108,7 +108,9 @@ def test_a_student_with_noise_gets_nearer_to_both_modes_than_regression(teacher)
 
     rates = {"steps": 70, "student_lr": 3e-4, "score_lr": 3e-3}
     regressed, distilled = (
-        taught(policy(copy.deepcopy(teacher.net).requires_grad_(True), RectifiedFlow(), 1), teacher, warm_up=share, **rates)
+        taught(
+            policy(copy.deepcopy(teacher.net).requires_grad_(True), RectifiedFlow(), 1), teacher, warm_up=share, **rates
+        )
         for share in (0.99, 0.5)
     )
     assert apart(distilled) < apart(regressed) - 0.015

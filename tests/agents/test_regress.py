@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from diffpolicy_rl.agents._student import StudentConfig
+from diffpolicy_rl.agents.reflow import Reflow
 from diffpolicy_rl.agents.regress import Regress
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
+from diffpolicy_rl.policies.consistency import Consistency
 from diffpolicy_rl.policies.flow import RectifiedFlow
+from diffpolicy_rl.policies.meanflow import MeanFlow
 from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import DeployedPolicy
 from tests.agents.offline_bandit import deterministic
 
@@ -71,6 +75,21 @@ def test_learns_what_the_teacher_makes_of_every_noise(student):
     apart = student.deploy()(obs, noise) - Teacher()(obs, noise)
     assert apart[away].square().mean() < 0.01
     assert student.deploy().noise_shape == (4, 2)
+
+
+@pytest.mark.parametrize("process", [MeanFlow(), Shortcut(), Consistency()], ids=lambda p: type(p).__name__)
+def test_processes_that_distil_themselves_learn_it_as_well(make_policy, process):
+    agent = Reflow(make_policy(process, 1, width=64, time_scale=3), SMALL, iterations=20, seed=0)
+    agent.learn_from(Teacher())
+    experience = lived()
+    for _ in range(20):
+        agent.update(experience)
+    obs, noise = torch.randn(200, 3), torch.randn(200, 4, 2)
+    away = obs[:, 0].abs() > 0.2
+    apart = (agent.deploy()(obs, noise) - Teacher()(obs, noise))[away].square().mean()
+    other = (agent.deploy()(obs, -noise) - Teacher()(obs, noise))[away].square().mean()
+    assert apart < 0.04
+    assert other > 0.3
 
 
 def test_a_teacher_that_chooses_has_a_student_of_its_mean():

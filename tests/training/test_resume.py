@@ -71,6 +71,7 @@ STOPS = {
     **dict.fromkeys(("dql", "edp", "ofql", "fql", "idql", "iql", "td3_bc"), (1, 2, 4)),
     "fisor": (1,),
     "regress": (1, 3),
+    "reflow": (1, 3),
     "onedp": (1, 2, 3),
 }
 

@@ -42,6 +42,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "td3_bc": {"_target_": "diffpolicy_rl.agents.td3_bc.TD3BC"} | OFFLINE,
     "fisor": {"_target_": "diffpolicy_rl.agents.fisor.FISOR"} | OFFLINE,
     "regress": {"_target_": "diffpolicy_rl.agents.regress.Regress"} | STUDENT,
+    "reflow": {"_target_": "diffpolicy_rl.agents.reflow.Reflow"} | STUDENT,
     "onedp": {"_target_": "diffpolicy_rl.agents.onedp.OneDP"} | STUDENT,
 }
 POLICIES: dict[str, dict[str, Any]] = {
@@ -54,6 +55,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "ofql": {"process": {"_target_": "diffpolicy_rl.policies.meanflow.MeanFlow"}, "net": MLP, "steps": 1},
     "fql": {"process": {"_target_": "diffpolicy_rl.policies.flow.RectifiedFlow", "clip": None}, "net": MLP},
 }
+POLICIES["reflow"] = POLICIES["ofql"]
 POLICIES["td3_bc"] = POLICIES["ppo"]
 POLICIES["regress"] = POLICIES["onedp"] = {"net": MLP, "steps": 1}
 
@@ -93,7 +95,7 @@ def tiny(folder: Path, agent: str = "reinflow", **changes: Any) -> TrainConfig:
             "eval_episodes": 3,
             "final_episodes": 6,
         },
-        "teacher": teacher() if agent in ("regress", "onedp") else None,
+        "teacher": teacher() if agent in ("regress", "reflow", "onedp") else None,
         "threads": 1,
         "video": False,
         "run_dir": str(folder),
