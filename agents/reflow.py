@@ -1,8 +1,8 @@
 """A few-step process taught by a teacher: its own loss, on the teacher's pairs of noise and action.
 
-The pairs straighten what a flow has to learn (reflow, Liu et al. 2022, arXiv 2209.03003). A shortcut model (Frans et al.
-2024), a mean flow (Geng et al. 2025) or a consistency model distils itself on them, with no derivative of the teacher,
-and still samples in more steps than one.
+The pairs straighten what a flow has to learn (reflow, Liu et al. 2022, arXiv 2209.03003). A shortcut model (Frans et
+al. 2024), a mean flow (Geng et al. 2025) or a consistency model distils itself on them, with no derivative of the
+teacher, and still samples in more steps than one.
 """
 
 from torch import Tensor
