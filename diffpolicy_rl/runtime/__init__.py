@@ -1,0 +1,1 @@
+"""The robot's side: numpy and onnxruntime, without torch."""
