@@ -27,7 +27,9 @@ def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
         Normalised chunks (M, B, H, D).
     """
     samples: list[Tensor] = []
-    for part in noise.split(max(_TOGETHER // len(features), 1)):
+    # The batch of a graph that is being exported is not known.
+    parts = (noise,) if torch.compiler.is_exporting() else noise.split(max(_TOGETHER // len(features), 1))
+    for part in parts:
         repeated = features.expand(len(part), *features.shape).flatten(0, 1)
         samples.append(policy.sample(features, part.flatten(0, 1), features=repeated).unflatten(0, part.shape[:2]))
     return torch.cat(samples)
@@ -96,6 +98,8 @@ class BestCandidate(DeployedPolicy):
         candidates: M.
     """
 
+    scores = True
+
     def __init__(
         self, policy: GenerativePolicy, critic: CriticEnsemble, value: Callable[[Tensor], Tensor], candidates: int
     ) -> None:
@@ -110,3 +114,8 @@ class BestCandidate(DeployedPolicy):
         candidates = draw(self.policy, features, noise.transpose(0, 1))
         best = argmax(self._value(self.critic(features, candidates)), candidates)
         return self.policy.action_normalizer.inverse(best.actions)
+
+    def score(self, obs: Obs, action: Tensor) -> Tensor:
+        """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""
+        normalized = self.policy.action_normalizer(action)
+        return self._value(self.critic(self.policy.encode(obs), normalized))

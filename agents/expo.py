@@ -130,6 +130,8 @@ class ChosenPolicy(DeployedPolicy):
         candidates: M.
     """
 
+    scores = True
+
     def __init__(self, policy: GenerativePolicy, edit: TanhGaussian, critics: Critics, candidates: int) -> None:
         super().__init__()
         self.policy, self.edit, self.critic, self.execute = policy, edit, critics.target, policy.execute
@@ -146,6 +148,11 @@ class ChosenPolicy(DeployedPolicy):
         candidates = _candidates(self.policy, self.edit, features, noise.transpose(0, 1))
         choice = argmax(self._value(self.critic(features, candidates)), candidates)
         return self.policy.action_normalizer.inverse(choice.actions)
+
+    def score(self, obs: Obs, action: Tensor) -> Tensor:
+        """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""
+        normalized = self.policy.action_normalizer(action)
+        return self._value(self.critic(self.policy.encode(obs), normalized))
 
 
 def joined(features: Tensor, action: Tensor) -> Tensor:

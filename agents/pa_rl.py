@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import ClonedBase, draw
+from diffpolicy_rl.agents._candidates import BestCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent, ReplayConfig
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
@@ -170,7 +170,8 @@ class PARL(ReplayAgent):
 class OptimisedPolicy(DeployedPolicy):
     """The best optimised candidate, in env units.
 
-    Its forward differentiates the critics, which no exported graph can: export it with ascents=0, or unroll the steps.
+    Its forward differentiates the critics, which no exported graph can: exported, it is the best candidate as the base
+    draws it. The base clones what was optimised.
 
     Args:
         policy: the base.
@@ -190,6 +191,10 @@ class OptimisedPolicy(DeployedPolicy):
         candidates = draw(self.policy, features, noise.transpose(0, 1))
         actions, values = optimised(self.critic, self.config, features, candidates)
         return self.policy.action_normalizer.inverse(argmax(values, actions).actions)
+
+    def exportable(self) -> DeployedPolicy:
+        """The best candidate, not moved."""
+        return BestCandidate(self.policy, self.critic, lambda values: values.mean(0), self.config.candidates)
 
 
 def optimised(

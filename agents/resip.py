@@ -77,7 +77,7 @@ class GaussianResidual(GenerativePolicy):
 
     def mode(self, features: Tensor) -> Tensor:
         """Means (B, D)."""
-        return self.sample(features, features.new_zeros((len(features), *self.action_shape))).squeeze(1)
+        return self.sample(features, features.new_zeros((features.shape[0], *self.action_shape))).squeeze(1)
 
 
 class ResiP(BaseAgent):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import ensemble as critic_ensemble
-from benchmarks import env_stepping, expo_update, offline_update, sb3_speed
+from benchmarks import env_stepping, expo_update, offline_update, safety_filter, sb3_speed
 from benchmarks import replay_update as replay_agents
+from benchmarks import serving as policy_server
 from benchmarks.equal_work import check_equal_gradients, check_equal_samples
 from benchmarks.measure import Figures, against_textbook, gemm_floor, gemm_rates
 from benchmarks.textbook import Textbook, TextbookDPPO, TextbookReinFlow
@@ -31,7 +32,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_PARTS = "env|sb3|sample|update|end_to_end|ensemble|replay_update|offline|all"
+_PARTS = "env|sb3|sample|update|end_to_end|ensemble|replay_update|offline|safety|serving|all"
 _USAGE = f"python -m benchmarks.throughput {_PARTS} [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
@@ -41,7 +42,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sb3, sample, update, end_to_end, ensemble, replay_update, offline or all.
+        part: env, sb3, sample, update, end_to_end, ensemble, replay_update, offline, safety, serving or all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -57,7 +58,19 @@ class ThroughputConfig:
         out: a JSON file for the figures.
     """
 
-    part: Literal["env", "sb3", "sample", "update", "end_to_end", "ensemble", "replay_update", "offline", "all"]
+    part: Literal[
+        "env",
+        "sb3",
+        "sample",
+        "update",
+        "end_to_end",
+        "ensemble",
+        "replay_update",
+        "offline",
+        "safety",
+        "serving",
+        "all",
+    ]
     agent: str = "reinflow"
     env: str = "hopper"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -200,6 +213,16 @@ def offline(config: ThroughputConfig) -> dict[str, Figures]:
     return offline_update.compare(config.threads, config.turns)
 
 
+def safety(config: ThroughputConfig) -> dict[str, Figures]:
+    """Microseconds per call of the safety filter."""
+    return safety_filter.measure(config.turns)
+
+
+def serving(config: ThroughputConfig) -> dict[str, Figures]:
+    """Round trips to a policy server over loopback, and what of them is not inference."""
+    return policy_server.compare(config.turns)
+
+
 def _timed(owner: Any, method: str) -> list[float]:
     """Replace a method by one that adds its seconds to the returned cell."""
     spent, run = [0.0], getattr(owner, method)
@@ -254,6 +277,8 @@ PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "ensemble": ensemble,
     "replay_update": replay_update,
     "offline": offline,
+    "safety": safety,
+    "serving": serving,
 }
 
 if __name__ == "__main__":

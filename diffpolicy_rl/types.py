@@ -130,11 +130,13 @@ class DeployedPolicy(nn.Module):
         execute: A, how many of the H rows to execute before the next call.
         noise_shape: shape of one row's noise, or None for a deterministic policy. Noise is everything that is random.
         per_step: whether every single action passes through ``correct`` before it is executed.
+        scores: whether ``score`` says how good an action is.
     """
 
     execute: int
     noise_shape: tuple[int, ...] | None
     per_step: bool = False
+    scores: bool = False
 
     def correct(self, obs: Obs, action: Tensor) -> Tensor:
         """What is executed in place of a planned action (N, D), in env units, now that obs (N, O) is seen.
@@ -142,6 +144,17 @@ class DeployedPolicy(nn.Module):
         Only called if ``per_step``.
         """
         return action
+
+    def score(self, obs: Obs, action: Tensor) -> Tensor:
+        """What the critics that choose think of chunks (N, H, D) in env units: (N,), higher where they are better.
+
+        Only called if ``scores``.
+        """
+        raise NotImplementedError
+
+    def exportable(self) -> "DeployedPolicy":
+        """What an exported graph computes: this policy, or what stands in for it where no graph could."""
+        return self
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations and standard-normal noise (N, *noise_shape) to actions (N, H, D) in env units."""

@@ -58,6 +58,7 @@ class BatchEnv(ChunkedVecEnv):
         threads = torch.get_num_threads() if threads is None else threads
         require_positive(threads=threads, frame_skip=task.frame_skip)
         self.task = task
+        self.metadata = self.metadata | {"render_fps": round(1 / task.dt)}  # Gymnasium's name for the rate of steps
         self._batch = Batch(task.model, self.num_envs, threads)
         self._control = self._view("ctrl")
         # MuJoCo only shows the places it computed last; a copy is needed that a loaded state can replace.

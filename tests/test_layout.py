@@ -64,6 +64,7 @@ LAYERS = {
     "runtime": {"runtime"},
     "configs": set(),
     "training": BASE | {"nets", "policies", "experience", "data", "envs", "training"},
+    "bundles": BASE | {"nets", "policies", "training", "runtime", "bundles"},
 } | dict.fromkeys(BASE, BASE)
 
 
@@ -156,6 +157,7 @@ def test_wheel(tmp_path):
     assert len(top) == 2
     expected = {f"diffpolicy_rl/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "diffpolicy_rl/data/demos").glob("*.hdf5")}
+    expected.add("diffpolicy_rl/bundles/manifest.schema.json")
     for path in SOURCES.values():
         place = str(path.relative_to(ROOT))
         expected.add(place if place.startswith("diffpolicy_rl/") else f"diffpolicy_rl/{place}")

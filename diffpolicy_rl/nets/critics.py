@@ -154,7 +154,7 @@ class CriticEnsemble(nn.Module):
         Leading dimensions broadcast: candidates (M, B, *action_shape) at B observations give (E, M, B).
         """
         flat = action.flatten(-self.action_dims)
-        if flat.shape[:-1] != features.shape[:-1]:
+        if flat.ndim != features.ndim or flat.shape[:-1] != features.shape[:-1]:
             return self._outputs_at(self.context(features), action)
         return self._rest(shared_product(torch.cat([features, flat], dim=-1), self.first.weight, self.first.bias))
 
@@ -194,7 +194,7 @@ class CriticEnsemble(nn.Module):
 
     def _rest(self, hidden: Tensor) -> Tensor:
         """Outputs (E, ..., readout.width) of what the first layer made, (E, ..., width)."""
-        rows = hidden.reshape(len(hidden), hidden.shape[1:-1].numel(), hidden.shape[-1])
+        rows = hidden.reshape(len(hidden), math.prod(hidden.shape[1:-1]), hidden.shape[-1])
         return self.trunk(rows).view(*hidden.shape[:-1], self.readout.width)
 
 

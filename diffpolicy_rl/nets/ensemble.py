@@ -38,7 +38,7 @@ class EnsembleLinear(nn.Module):
 def shared_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Inputs (..., in) that all heads have in common, times weights (E, in, out), plus biases (E, 1, out)."""
     heads, inputs, outputs = weight.shape
-    rows = x.reshape(1, x.shape[:-1].numel(), inputs).expand(heads, -1, -1)
+    rows = x.reshape(1, math.prod(x.shape[:-1]), inputs).expand(heads, -1, -1)
     product = torch.bmm(rows, weight)
     return (product if bias is None else product.add_(bias)).view(heads, *x.shape[:-1], outputs)
 

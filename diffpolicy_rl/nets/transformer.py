@@ -42,8 +42,9 @@ class DiTBlock(nn.Module):
         """Multi-head self-attention over tokens (B, H, width)."""
         # torch's fused kernels have no forward-mode derivative, which mean flow needs. They take four dimensions only,
         # so with a fifth torch uses its differentiable ones; for tokens as few as these they are as fast.
-        query, key, value = self.mix_in(x).unflatten(-1, self.heads).permute(2, 0, 3, 1, 4).unsqueeze(1)
-        mixed = F.scaled_dot_product_attention(query, key, value).squeeze(0)
+        parts = self.mix_in(x).unflatten(-1, self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = parts if torch.compiler.is_exporting() else parts.unsqueeze(1)  # ONNX has no fifth
+        mixed = F.scaled_dot_product_attention(query, key, value).flatten(0, -4)
         return self.mix_out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -37,6 +37,8 @@ def figures_in(tree):
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
         ("ensemble", {"width_64", "width_256"}),
         ("replay_update", {"dsrl", "expo"}),
+        ("safety", {"within_limits", "clipped"}),
+        ("serving", {"ours", "plain", "inference"}),
     ],
 )
 def test_parts_report_their_figures(part, keys, tmp_path, capsys):

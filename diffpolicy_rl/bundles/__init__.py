@@ -1,0 +1,1 @@
+"""From a deployed policy to a bundle that runs without torch, and back: export and verification."""

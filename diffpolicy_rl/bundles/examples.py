@@ -1,0 +1,117 @@
+"""Inputs of a bundle and what torch made of them: how far onnxruntime is from it, and the file that keeps some."""
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffpolicy_rl.bundles.graph import ACTIONS, NOISE, OBSERVATION, Deployment, without_noise
+from diffpolicy_rl.runtime.bundle import Bundle
+from diffpolicy_rl.runtime.errors import BundleError
+
+Arrays = dict[str, NDArray[np.float32]]
+SCALE = "action_scale"  # D, what one normalised unit of an action is in its own
+CORRECTED, SCORE = "corrected", "score"
+_MOST_BYTES = 1 << 28  # of all arrays of a file
+_NUMBERS = ("<f4", "|u1")
+
+
+def random_inputs(deployment: Deployment, noise: tuple[int, ...] | None, rows: int, seed: int) -> Arrays:
+    """Observations as the policy's data has them, and noise, of so many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.randn((rows, *deployment.obs_shape), generator=generator)
+    inputs = {OBSERVATION: deployment.obs_normalizer.inverse(unit)}
+    if noise is not None:
+        inputs[NOISE] = torch.randn((rows, *noise), generator=generator)
+    return {name: value.numpy() for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def torch_answers(deployment: Deployment, inputs: Arrays, planned: NDArray[np.float32] | None = None) -> Arrays:
+    """What the policy itself gives, in the precision of its weights: actions, and corrected ones and scores if any.
+
+    Args:
+        deployment: the policy.
+        inputs: observations and noise.
+        planned: the chunks that are corrected and scored, by default its own.
+    """
+    policy, like = deployment.policy, deployment.obs_normalizer.scale
+    obs = torch.from_numpy(inputs[OBSERVATION]).to(like)
+    noise = [torch.from_numpy(inputs[NOISE]).to(like)] if NOISE in inputs else []
+    actions = (policy if noise else without_noise(policy))(obs, *noise)
+    chunk = actions if planned is None else torch.from_numpy(planned).to(like)
+    found: dict[str, Tensor] = {ACTIONS: actions}
+    if policy.per_step:
+        found[CORRECTED] = policy.correct(obs, chunk[:, 0])
+    if policy.scores:
+        found[SCORE] = policy.score(obs, chunk)
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def bundle_answers(bundle: Bundle, inputs: Mapping[str, np.ndarray], planned: np.ndarray) -> dict[str, np.ndarray]:
+    """What a bundle gives; chunks ``planned`` (B, H, D) are corrected and scored."""
+    manifest = bundle.manifest
+    obs = {port.name: inputs[port.name] for port in manifest.inputs}
+    found = {ACTIONS: bundle(obs, inputs.get(NOISE))}
+    if "residual" in manifest.graphs:
+        found[CORRECTED] = bundle.correct(obs, planned[:, 0])
+    if "score" in manifest.graphs:
+        found[SCORE] = bundle.score(obs, planned)
+    return found
+
+
+def errors(ours: np.ndarray, theirs: np.ndarray, name: str, scale: np.ndarray) -> NDArray[np.float64]:
+    """Absolute differences of an output, actions in normalised units, scores relative to what is above 1.
+
+    What is not finite in both, and equal, is infinitely far.
+    """
+    unit = np.maximum(np.abs(theirs), 1.0) if name == SCORE else scale
+    with np.errstate(invalid="ignore"):
+        far = np.abs(ours.astype(np.float64) - theirs) / unit
+    return np.where(np.isnan(far), np.inf, far)
+
+
+def write_examples(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_examples(content: bytes) -> dict[str, np.ndarray]:
+    """Arrays by name; BundleError for objects, and for shapes that are not those of the data behind them."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if sum(info.file_size for info in members) > _MOST_BYTES:
+                raise BundleError(f"the examples hold more than {_MOST_BYTES} bytes")
+            return {info.filename.removesuffix(".npy"): _array(archive, info) for info in members}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as error:
+        raise BundleError(f"the examples are not a sound npz: {error}") from None
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array of numbers, none of whose bytes is interpreted as anything else."""
+    with archive.open(info) as member:
+        content = member.read(info.file_size)
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file, max_header_size=1000)
+    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise BundleError(f"{info.filename} in the examples is no npy file") from None
+    if dtype.str not in _NUMBERS or fortran or len(shape) > 8:
+        raise BundleError(f"{info.filename} in the examples holds {dtype}, not plain numbers")
+    data = content[file.tell() :]
+    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(data):
+        raise BundleError(
+            f"{info.filename} in the examples claims the shape {str(shape)[:60]}, but has {len(data)} bytes"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
