@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from diffpolicy_rl import cli, collect, evaluate, train
+from diffpolicy_rl import cli, collect, distill, evaluate, export, serve, train, verify
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 # What --cfg job says where it uses other words.
 SHOWN = {"2e-4": "0.0002", "500_000": "500000", "paper": "env_steps: 80000000"}
-COMMANDS = re.findall(r"^python -m diffpolicy_rl\.(\w+) ?([^#\n]*)", README, re.MULTILINE)
+COMMANDS = re.findall(r"^python -m diffpolicy_rl\.([\w.]+) ?([^#\n]*)", README, re.MULTILINE)
+CONFIGS = {
+    "evaluate": evaluate.EvaluateConfig,
+    "collect": collect.CollectConfig,
+    "distill": distill.DistillConfig,
+    "export": export.ExportConfig,
+    "verify": verify.VerifyConfig,
+    "serve": serve.ServeConfig,
+}
+POSITIONAL = {"verify": "bundle", "serve": "bundle"}
 
 
 @pytest.mark.parametrize(("module", "words"), COMMANDS)
@@ -23,11 +32,10 @@ def test_commands_are_understood(module, words, capsys):
         for word in argv:
             value = word.rpartition("=")[2]
             assert SHOWN.get(value, value) in shown
-    elif module in ("evaluate", "collect"):
-        config = {"evaluate": evaluate.EvaluateConfig, "collect": collect.CollectConfig}[module]
-        assert cli.parse(config, argv, "", "run")
+    elif module in CONFIGS:
+        assert cli.parse(CONFIGS[module], argv, "", POSITIONAL.get(module, "run"))
     else:
-        assert module in ("train", "data")
+        assert module in ("train", "data", "runtime.examples.mujoco_robot")
 
 
 def test_readme_shows_every_kind_of_command():
