@@ -41,7 +41,7 @@ class DistillConfig:
     method: Literal["regress", "onedp", "shortcut", "meanflow", "consistency"] = "regress"
     which: str = "last"
     out: str | None = None
-    env_steps: int = 200_000
+    env_steps: int = 100_000
     num_envs: int = 40
     episodes: int = 1000
     seed: int = 0

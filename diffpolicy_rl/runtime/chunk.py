@@ -175,7 +175,7 @@ class ChunkRunner:
         prefix = None
         if self._plans and self._foreseen():
             plan = self._plans[-1]
-            prefix = plan.actions[self._tick - plan.start :][: min(self._foreseen(), self._horizon - 1)]
+            prefix = plan.actions[self._tick - plan.start :][: self._foreseen()]
             padded = np.zeros_like(plan.actions)
             padded[: len(prefix)] = prefix
             keywords |= {"prefix": padded, "delay": len(prefix)}
@@ -219,7 +219,7 @@ class ChunkRunner:
 def _weighted(actions: list[Array], decay: float) -> Array:
     """Mean (D,) of actions (n, D), the oldest first, with weights exp(-decay i)."""
     if len(actions) == 1:
-        return actions[0].copy()
+        return actions[0]
     weights = np.exp(-decay * np.arange(len(actions)))
     return (weights @ np.stack(actions) / weights.sum()).astype(actions[0].dtype)
 

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 
@@ -92,6 +94,11 @@ def test_ensemble_by_hand():
     expected = [0, (w[0] * 1 + w[1] * 3) / sum(w[:2]), (2 * w[0] + 4 * w[1] + 6 * w[2]) / sum(w)]
     expected.append((5 * w[0] + 7 * w[1] + 9 * w[2]) / sum(w))
     assert [runner({})[0] for _ in range(4)] == pytest.approx(expected)
+
+
+def test_ensemble_keeps_the_type():
+    runner = ChunkRunner(lambda obs: np.ones((3, 1), np.float32), 3, 1, "ensemble")
+    assert [runner({}).dtype for _ in range(3)] == [np.float32] * 3
 
 
 def test_ensembles_default_weights_are_the_papers():
@@ -210,6 +217,13 @@ def test_threads_never_hold_up_the_loop():
     assert len(threads) <= 3  # one at a time in each episode
 
 
+def test_a_policy_that_hangs_does_not_keep_the_program_from_ending():
+    program = "import time; from diffpolicy_rl.runtime.chunk import ChunkRunner\n"
+    program += "print(ChunkRunner(lambda obs: time.sleep(100), 2, 2, 'prefetch')({}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
 def test_the_policy_in_the_background_sees_the_observation_as_it_was():
     background, obs = Background(), at(0)
     runner = ChunkRunner(Planner(3), 3, 3, "prefetch", submit=background)
@@ -221,13 +235,13 @@ def test_the_policy_in_the_background_sees_the_observation_as_it_was():
 
 def test_realtime_by_hand():
     background, planner = Background(), Planner(8)
-    runner = ChunkRunner(planner, 8, 4, "realtime", share=0.25, submit=background)
+    runner = ChunkRunner(planner, 8, 4, "realtime", share=0.0, submit=background)
     run(runner, 3)
     background.answer()  # it took three ticks
     assert run(runner, 1, 3) == [[3, 0]]
     assert runner.delay == 3
     assert planner.asked == [{}]  # the first of an episode has no prefix
-    assert len(background.work) == 2  # one of four is left, and three are foreseen
+    assert len(background.work) == 2  # one of four is left, and a delay of three is foreseen
     background.answer()
     keywords = planner.asked[1]
     assert keywords["delay"] == 3
@@ -359,10 +373,10 @@ def test_noise_that_has_no_time_is_not_shifted():
         runner({})
 
 
-def test_what_was_executed_and_planned_stays_as_it_was():
+def test_what_was_planned_stays_as_it_was():
     chunk = np.zeros((3, 1))
     runner = ChunkRunner(lambda obs: chunk, 3, 3)
-    runner({})[:] = 5
+    runner({})
     chunk[:] = 7
     assert runner({}).tolist() == [0]
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import subprocess
 import sys
@@ -104,6 +105,7 @@ ANYTHING = st.one_of(
     st.text(),
     st.lists(st.floats(), max_size=3),
     hnp.arrays(hnp.scalar_dtypes() | st.just(np.dtype(object)), hnp.array_shapes(min_dims=0, max_side=3)),
+    hnp.arrays(hnp.scalar_dtypes(), 2),
     hnp.arrays(hnp.floating_dtypes() | hnp.integer_dtypes(), 2),
 )
 
@@ -123,6 +125,41 @@ def test_nothing_raises_and_what_cannot_be_used_is_said(actions):
             assert bool(out.flags & Flag.HELD) == (not usable)
             assert bool(out.flags & Flag.MALFORMED) <= (not usable)
     check_all_limits(np.stack(path), robot, 0.02)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.array([0x7FA00000, 0], np.uint32).view(np.float32),  # a NaN that signals when it is read
+        np.zeros(2, np.longdouble) + np.longdouble("1e4000"),
+        np.zeros(2, complex),
+        np.zeros(2, bool),
+        np.ma.masked_array([0.0, 0.0]),
+        np.zeros((1, 2)),
+        np.array(["0", "0"]),
+    ],
+)
+def test_what_looks_like_an_action_and_is_none(action):
+    safety = SafetyFilter(limits(2), 0.02)
+    safety.reset(np.array([0.1, 0.2]))
+    with np.errstate(all="raise"):
+        out = safety(action)
+    assert out.flags & Flag.HELD
+    assert out.action.tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("rates", [(None, None, None), (2.0, None, None), (2.0, 10.0, None), (2.0, 10.0, 5.0)])
+def test_positions_hold_to_the_last_bit(rates):
+    """A thousand joints with limits of every scale, all pushed against one and then the other."""
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=1000)
+    high = low + 10 ** rng.uniform(-4, 1, 1000)
+    safety = SafetyFilter(Limits(tuple(low), tuple(high), *(rate and (rate,) * 1000 for rate in rates), None), 0.02)
+    safety.reset(rng.uniform(low, high))
+    for tick in range(600):
+        action = safety(np.full(1000, 1e30 if tick % 300 < 150 else -1e30)).action
+        assert (action >= low).all()
+        assert (action <= high).all()
 
 
 @pytest.mark.parametrize("jerk", [None, 100])
@@ -315,7 +352,7 @@ def test_workspace_bounds_the_leading_dimensions():
 )
 def test_limits_that_cannot_be_kept_are_refused(changed, message):
     with pytest.raises(BundleError, match=message):
-        SafetyFilter(Limits(**({"low": (-1.0, -1.0), "high": (1.0, 1.0)} | changed)), 0.02)
+        SafetyFilter(dataclasses.replace(limits(2), **changed), 0.02)
 
 
 @pytest.mark.parametrize("dt", [0.0, -1.0, math.nan, math.inf])
