@@ -82,6 +82,7 @@ class PolicyServer:
         self._numbers = itertools.count()
         self._seeds = np.random.SeedSequence(settings.seed)
         self._clients = self._busy = 0
+        self._idle: list[Worker[Answer]] = []
         self._hanging: list[Worker[Answer]] = []
         self._warm_up()
 
@@ -129,6 +130,8 @@ class PolicyServer:
                 await server.wait_closed()
         except TimeoutError:
             _log.warning("ended with a client still connected")
+        for worker in self._idle:
+            worker.stop()
 
     def _warm_up(self) -> None:
         """The first call is slow; a policy that cannot be called at all is better found now."""
@@ -168,7 +171,7 @@ class PolicyServer:
         self._clients += 1
         self.metrics.counts["clients"] += 1
         session = Session(self._policy, np.random.default_rng(self._seeds.spawn(1)[0]))
-        worker: Worker[Answer] = Worker()
+        worker = self._idle.pop() if self._idle else Worker[Answer]()
         name = f"client {next(self._numbers)}"
         _log.info("%s came from %s", name, connection.remote_address[0])
         try:
@@ -182,7 +185,10 @@ class PolicyServer:
             raise
         finally:
             self._clients -= 1
-            worker.stop()
+            if worker in self._hanging:
+                worker.stop()
+            else:
+                self._idle.append(worker)
             _forget(connection)
 
     async def _requests(self, connection: ServerConnection, session: Session, worker: Worker[Answer]) -> None:

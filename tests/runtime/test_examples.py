@@ -1,14 +1,15 @@
+import itertools
 import time
 from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+from diffpolicy_rl.runtime.watchdog import State
 
 from diffpolicy_rl.runtime.examples import mujoco_robot, ros2_node
 from diffpolicy_rl.runtime.examples.loop import ControlLoop
 from diffpolicy_rl.runtime.manifest import Control, Limits, Manifest, Port
-from diffpolicy_rl.runtime.watchdog import State
 from tests.runtime.served import FakePolicy, H, serving
 
 RATE = 25.0
@@ -76,6 +77,21 @@ def test_no_observations_no_motion():
             np.testing.assert_array_equal(command.filtered.action, [0.5])
             assert command.state is not State.RUN
             time.sleep(1 / RATE)
+
+
+def test_a_robot_that_is_no_longer_seen_is_held_though_there_is_a_plan():
+    calls = itertools.count(1)
+    policy = FakePolicy(balance_manifest(), act=lambda obs: np.full((1, H, 1), 0.01 * next(calls), np.float32))
+    with serving(policy) as live, live.client() as client:
+        loop = ControlLoop(client, client.limits, RATE)
+        loop.reset(np.zeros(1))
+        ticks(loop, np.zeros(4), 50, State.RUN)
+        commands = []
+        for _ in range(12):
+            commands.append(loop.tick())
+            time.sleep(1 / RATE)
+    assert [command.state for command in commands[-6:]] == [State.HOLD] * 6
+    assert len({float(command.filtered.action[0]) for command in commands[-6:]}) == 1
 
 
 def test_a_pendulum_is_balanced_through_the_server():

@@ -5,13 +5,15 @@ import gc
 import random
 import socket
 import struct
+import threading
 import time
 
 import msgpack
 import numpy as np
+import pytest
 
 from diffpolicy_rl.runtime.wire import pack
-from tests.runtime.served import OBS, serving
+from tests.runtime.served import OBS, D, FakePolicy, H, serving
 from tests.runtime.wild import HANDSHAKE, Peer, array, check_alive, framed, quiet, resident, shaken
 
 
@@ -68,6 +70,22 @@ def test_requests_whose_replies_nobody_reads():
         check_alive(live)
         assert sent > 2**20
         assert resident() - before < 32 * 2**20
+
+
+def test_requests_wait_in_the_socket_while_one_is_answered():
+    """Ten of 15 MiB, sent at once; the server reads the next one or two."""
+    policy, go = FakePolicy(), threading.Event()
+    with quiet(), serving(policy) as live, shaken(live.port) as eager:
+        policy.act = lambda obs: [go.wait(10), np.zeros((1, H, D))][1]
+        large = framed(bytes(15 * 2**20))
+        before = resident()
+        eager.settimeout(0.5)
+        eager.sendall(framed(pack(OBS)))
+        with pytest.raises(TimeoutError):
+            eager.sendall(large * 10)
+        time.sleep(0.1)
+        assert resident() - before < 80 * 2**20
+        go.set()
 
 
 def test_hundreds_of_clients_at_once():

@@ -219,6 +219,19 @@ def test_a_policy_that_hangs_costs_one_slot_until_it_returns():
         assert http_get(live.port) == (200, "OK\n")
 
 
+def test_threads_are_as_many_as_clients_at_a_time_and_end_with_the_server():
+    before = threading.active_count()
+    with serving() as live:
+        for _ in range(20):
+            with live.client() as first, live.client() as second:
+                first.infer(OBS), second.infer(OBS)
+        assert threading.active_count() <= before + 1 + 4
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
 def test_a_policy_that_fails_on_zeros_is_not_served():
     with pytest.raises(ServeError, match="fails on observations of zeros: bad graph"):
         PolicyServer(FakePolicy(act=lambda obs: (_ for _ in ()).throw(RuntimeError("bad graph"))), ServerSettings())
