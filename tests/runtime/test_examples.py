@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
-from diffpolicy_rl.runtime.watchdog import State
 
 from diffpolicy_rl.runtime.examples import mujoco_robot, ros2_node
 from diffpolicy_rl.runtime.examples.loop import ControlLoop
 from diffpolicy_rl.runtime.manifest import Control, Limits, Manifest, Port
+from diffpolicy_rl.runtime.watchdog import State
 from tests.runtime.served import FakePolicy, H, serving
 
 RATE = 25.0
