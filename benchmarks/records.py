@@ -187,8 +187,9 @@ def describe_data(source: DataConfig | None) -> dict[str, Any] | None:
         "return_std": returns.std(),
         "return_quartiles": [float(f"{value:.6g}") for value in np.quantile(returns, (0, 0.25, 0.5, 0.75, 1))],
     }
-    if data.costs is not None:
-        described["cost_mean"] = float(data.costs[: data.episode_ends()[len(returns) - 1]].sum()) / len(returns)
+    costs = data.episode_costs()
+    if costs is not None:
+        described["cost_mean"] = float(costs[: len(returns)].mean())
     return described
 
 
