@@ -58,6 +58,7 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says of the policy.
+        timeout_s: may be changed between requests.
         timing: ``server_timing`` of the last reply, in ms.
         connections: how often the client has connected.
 
@@ -72,7 +73,7 @@ class PolicyClient:
         self.metadata: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
         self.connections = 0
-        self._name, self._token, self._timeout_s = f"{host} port {port}", token, timeout_s
+        self._name, self._token, self.timeout_s = f"{host} port {port}", token, timeout_s
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -96,9 +97,9 @@ class PolicyClient:
             ServerRefused: if the server refuses the observations, or its policy fails.
             WireError: if the observations cannot be sent.
         """
-        until = time.monotonic() + self._timeout_s
-        if not self._lock.acquire(timeout=self._timeout_s):
-            raise ServerLost(f"another request to {self._name} is still under way after {self._timeout_s:g} s")
+        until = time.monotonic() + self.timeout_s
+        if not self._lock.acquire(timeout=self.timeout_s):
+            raise ServerLost(f"another request to {self._name} is still under way after {self.timeout_s:g} s")
         try:
             starts = self._starts
             frame = wire.pack({**obs, wire.RESET: True} if starts else dict(obs))
@@ -168,7 +169,7 @@ class PolicyClient:
         except BaseException as error:
             self.close()
             if isinstance(error, TimeoutError):
-                raise ServerLost(f"no answer from {self._name} within {self._timeout_s:g} s") from None
+                raise ServerLost(f"no answer from {self._name} within {self.timeout_s:g} s") from None
             if isinstance(error, OSError):
                 raise ServerLost(f"no connection to {self._name}: {error.strerror or error}") from None
             if isinstance(error, wire.WireError):

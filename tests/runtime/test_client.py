@@ -161,7 +161,7 @@ def test_sending_to_a_server_that_does_not_read_ends_in_time():
         thread = threading.Thread(target=greet)
         thread.start()
         client = PolicyClient(port=listening.getsockname()[1], timeout_s=10)
-        client._timeout_s = 0.3
+        client.timeout_s = 0.3
         thread.join()
         began = time.monotonic()
         with pytest.raises(ServerLost, match=r"within 0\.3 s"):

@@ -32,7 +32,7 @@ class ControlLoop:
     that decides every tick anew (H = 1) is asked within the tick, for half of it at most.
 
     Args:
-        client: connected; its timeout is the longest that a tick may wait.
+        client: connected; its timeout is set here.
         limits: of the robot; the bundle's, ``client.limits``, are a start.
         rate_hz: control ticks per second.
     """
@@ -40,6 +40,7 @@ class ControlLoop:
     def __init__(self, client: PolicyClient, limits: Limits, rate_hz: float) -> None:
         control = client.control
         mode = "receding" if control.horizon == 1 else "prefetch"
+        client.timeout_s = (0.5 if control.horizon == 1 else control.horizon) / rate_hz  # later is too late
         self._client = client
         self._runner = ChunkRunner(client.infer, control.horizon, control.execute, mode=mode)
         self._filter = SafetyFilter(limits, 1 / rate_hz)

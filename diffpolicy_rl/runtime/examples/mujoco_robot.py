@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     env = gymnasium.make(given.env)
     token = os.environ.get("DIFFPOLICY_RL_TOKEN")
-    with PolicyClient(given.host, given.port, token=token, timeout_s=0.5 / given.rate) as client:
+    with PolicyClient(given.host, given.port, token=token) as client:
         log = drive(env, client, given.rate, given.seconds, given.seed)
     env.close()
     print(log)
