@@ -100,17 +100,16 @@ class GenerativePolicy(nn.Module):
             noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
         if eta == 0:
             return self._moved(noise, grid, cond)
-        x = noise[:, 0]
+        return self._moved(noise[:, 0], grid, cond, eta, noise[:, 1:])
+
+    def _moved(
+        self, x: Tensor, grid: list[float], cond: Tensor, eta: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """Where chunks (B, H, D) are led from the first time of a grid to its last, by moves with noise if given."""
         for k, (net, context) in enumerate(self._moves(grid, cond)):
             x, std = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], eta)
-            if std > 0:
-                x = x + std * noise[:, k + 1]
-        return x
-
-    def _moved(self, x: Tensor, grid: list[float], cond: Tensor) -> Tensor:
-        """Where moves without noise of their own lead chunks (B, H, D), from the first time of a grid to its last."""
-        for k, (net, context) in enumerate(self._moves(grid, cond)):
-            x, _ = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], 0.0)
+            if noise is not None and std > 0:
+                x = x + std * noise[:, k]
         return x
 
     def loss(
