@@ -116,6 +116,10 @@ class BaseAgent(Stateful):
         noise = deployed.sample_noise(len(obs), self.generator)
         return deployed(obs, None if noise is None else noise.to(self.policy.device))[:, : self.chunk]
 
+    def _noise(self, *shape: int) -> Tensor:
+        """Standard normal numbers from the agent's own stream."""
+        return torch.randn(shape, generator=self.generator).to(self.policy.device)
+
     def reset(self, done: Tensor) -> None:
         """Chunk policies hold nothing per env."""
 

@@ -58,8 +58,7 @@ class CloningAgent(BaseAgent):
 
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:
         """A sample of the averaged policy (N, A, D) in env units and, beside it, normalised; nothing explores."""
-        noise = torch.randn((len(obs), *self.policy.action_shape), generator=self.generator).to(self.policy.device)
-        action = self.policy.sample(obs, noise)[:, : self.chunk]
+        action = self.policy.sample(obs, generator=self.generator)[:, : self.chunk]
         return self.policy.action_normalizer.inverse(action), {"action": action}
 
     def _descend(self, loss: Tensor) -> Tensor:

@@ -211,7 +211,3 @@ class ReplayAgent(BaseAgent):
     @abstractmethod
     def _deployed(self) -> DeployedPolicy:
         """The policy without exploration."""
-
-    def _noise(self, *shape: int) -> Tensor:
-        """Standard normal numbers from the agent's own stream."""
-        return torch.randn(shape, generator=self.generator).to(self.policy.device)

@@ -62,7 +62,7 @@ class StudentAgent(CloningAgent):
         """What the teacher does, until there was an update, then what the student does (N, A, D)."""
         if self.updates or not explore:
             return super().act(obs, explore=explore)
-        action = self._taught(obs, self._noise(len(obs)))[:, : self.chunk]
+        action = self._taught(obs, self._noise(len(obs), *self.policy.action_shape))[:, : self.chunk]
         return self.policy.action_normalizer.inverse(action), {"action": action}
 
     def update(self, buffer: Experience) -> Mapping[str, Tensor]:
@@ -99,7 +99,3 @@ class StudentAgent(CloningAgent):
         if self.teacher is None:
             raise UserError("students need a teacher; set teacher=<run>, or use diffpolicy_rl.distill")
         return self.teacher
-
-    def _noise(self, rows: int) -> Tensor:
-        """Standard normal numbers (rows, H, D) from the agent's own stream."""
-        return torch.randn((rows, *self.policy.action_shape), generator=self.generator).to(self.policy.device)

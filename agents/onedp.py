@@ -77,7 +77,7 @@ class OneDP(StudentAgent):
         return isinstance(self.online.process, Gaussian)
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
-        noise = self._noise(len(batch))
+        noise = self._noise(len(batch), *self.policy.action_shape)
         if self._warming_up:
             loss = self._regression(batch, noise)
             return {"loss": loss.detach(), "grad_norm": self._descend(loss), "score_loss": torch.zeros(())}
@@ -97,7 +97,7 @@ class OneDP(StudentAgent):
         """Where actions become less likely to the teacher than to the student (B, H, D), and the score's loss ()."""
         teacher = self._known_teacher().policy
         assert isinstance(teacher, GenerativePolicy)
-        noise = self._noise(len(batch))
+        noise = self._noise(len(batch), *self.policy.action_shape)
         student = teacher if self._certain else self.score
         seen = Remembering(student.net)
         loss = student.loss(

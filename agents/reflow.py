@@ -17,7 +17,7 @@ class Reflow(StudentAgent):
     Config = StudentConfig
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
-        noise = self._noise(len(batch))
+        noise = self._noise(len(batch), *self.policy.action_shape)
         taught = self._taught(batch.obs, noise)
         loss = self.online.loss(batch.obs, taught, noise=noise, generator=self.generator).mean()
         return {"loss": loss.detach(), "grad_norm": self._descend(loss)}

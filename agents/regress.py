@@ -16,5 +16,5 @@ class Regress(StudentAgent):
     Config = StudentConfig
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
-        loss = self._regression(batch, self._noise(len(batch)))
+        loss = self._regression(batch, self._noise(len(batch), *self.policy.action_shape))
         return {"loss": loss.detach(), "grad_norm": self._descend(loss)}

@@ -38,7 +38,7 @@ class Toy:
         noise=None,
         output=Port("actions", (H, D), "float32", None, None),
         control=Control(20.0, H, 4, 5.0, 100.0),
-        limits=Limits((-1.0,) * D, (1.0,) * D, None, None, None, None),
+        limits=Limits((-1.0,) * D, (1.0,) * D),
         graphs={"policy": "policy.onnx"},
         files=(),
         source={},

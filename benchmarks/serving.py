@@ -35,7 +35,7 @@ class StatePolicy:
         noise=(_H, _D),
         output=Port("actions", (_H, _D), "float32", None, None),
         control=Control(50.0, _H, _H, 5.0, 40.0),
-        limits=Limits((-1.0,) * _D, (1.0,) * _D, None, None, None, None),
+        limits=Limits((-1.0,) * _D, (1.0,) * _D),
         graphs={"policy": "policy.onnx"},
         files=(),
         source={},

@@ -10,6 +10,7 @@ import numpy as np
 from diffpolicy_rl.bundles.examples import Arrays, bundle_answers, errors, random_inputs, torch_answers
 from diffpolicy_rl.bundles.graph import ACTIONS, NOISE, Deployment
 from diffpolicy_rl.runtime.bundle import Bundle
+from diffpolicy_rl.runtime.metrics import quantiles
 from diffpolicy_rl.training.run import machine
 
 TOLERANCE = 1e-5  # of every output, in normalised units
@@ -92,8 +93,8 @@ def _timed(call: Callable[[], object]) -> dict[str, float]:
         begin = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - begin))
-    quantiles = {f"p{percent}_ms": round(float(np.percentile(times, percent)), 4) for percent in (50, 95, 99)}
-    return quantiles | {"max_ms": round(max(times), 4), "n": len(times)}
+    spread = {f"{name}_ms": round(value, 4) for name, value in quantiles(times).items()}
+    return spread | {"max_ms": round(max(times), 4), "n": len(times)}
 
 
 def _summary(far: np.ndarray) -> dict[str, float]:

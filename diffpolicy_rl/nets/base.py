@@ -51,7 +51,31 @@ class DenoisingNet(nn.Module):
         return self.denoise(x, self.context(t, s, cond))
 
 
-class Watched(DenoisingNet):
+class Standin(DenoisingNet):
+    """A net in whose place it can be used: whatever is not told otherwise, the net answers.
+
+    Args:
+        net: the net; its weights are shared.
+    """
+
+    def __init__(self, net: DenoisingNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
+        """The net's."""
+        return self.net.context(t, s, cond)
+
+    def denoise(self, x: Tensor, context: Context) -> Tensor:
+        """The net's."""
+        return self.net.denoise(x, context)
+
+    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+        """The net's."""
+        return self.net.slope(x, t, s, cond, velocity)
+
+
+class Watched(Standin):
     """A net in whose place it can be used, and which keeps what the net's differentiated forward looked like inside.
 
     Forwards without gradient, such as those of a loss's targets, leave no trace.
@@ -69,28 +93,19 @@ class Watched(DenoisingNet):
     hidden: Tensor
 
     def __init__(self, net: DenoisingNet) -> None:
-        super().__init__()
+        super().__init__(net)
         if type(net).denoise_with_hidden is DenoisingNet.denoise_with_hidden:
             raise UserError(f"{type(net).__name__} shows no hidden features to disperse; set dispersive=0")
-        self.net = net
-
-    def context(self, t: Tensor, s: Tensor, cond: Tensor) -> Context:
-        """The net's."""
-        return self.net.context(t, s, cond)
-
-    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
-        """The net's."""
-        return self.net.slope(x, t, s, cond, velocity)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
-        """The net's prediction."""
+        """The net's."""
         pred, hidden = self.net.denoise_with_hidden(x, context)
         if torch.is_grad_enabled():
             self.hidden = hidden
         return pred
 
 
-class Accompanied(DenoisingNet):
+class Accompanied(Standin):
     """A net in whose place it can be used, and which takes rows of its own along in the net's differentiated forward.
 
     One forward of twice the rows takes less time than two.
@@ -109,13 +124,9 @@ class Accompanied(DenoisingNet):
     pred: Tensor
 
     def __init__(self, net: DenoisingNet, x: Tensor, t: float, s: float, cond: Tensor) -> None:
-        super().__init__()
-        self.net, self.x, self.cond = net, x, cond
+        super().__init__(net)
+        self.x, self.cond = x, cond
         self.t, self.s = (cond.new_full((len(cond),), time) for time in (t, s))
-
-    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
-        """The net's."""
-        return self.net.slope(x, t, s, cond, velocity)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """The net's prediction."""
@@ -126,7 +137,7 @@ class Accompanied(DenoisingNet):
         return pred
 
 
-class Remembering(DenoisingNet):
+class Remembering(Standin):
     """A net in whose place it can be used, and which keeps what it was asked last, and its answer.
 
     Args:
@@ -141,14 +152,6 @@ class Remembering(DenoisingNet):
     x: Tensor
     t: Tensor
     pred: Tensor
-
-    def __init__(self, net: DenoisingNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def slope(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
-        """The net's."""
-        return self.net.slope(x, t, s, cond, velocity)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """The net's prediction."""

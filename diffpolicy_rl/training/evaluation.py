@@ -87,7 +87,7 @@ def evaluate_policy(
 def summarize(episodes: list[Episode], seed: int) -> dict[str, Any]:
     """Statistics of episodes; intervals are the normal ones, 1.96 standard errors wide."""
     returns = [episode.score for episode in episodes]
-    mean, std, half = _moments(returns)
+    mean, std, half = moments(returns)
     result: dict[str, Any] = {
         "mean": mean,
         "std": std,
@@ -103,13 +103,13 @@ def summarize(episodes: list[Episode], seed: int) -> dict[str, Any]:
         result["success"] = sum(result["wins"]) / len(episodes)
     costs = [episode.cost for episode in episodes if episode.cost is not None]
     if costs:
-        cost, _, half = _moments(costs)
+        cost, _, half = moments(costs)
         result |= {"cost": cost, "cost_ci_low": cost - half, "cost_ci_high": cost + half, "costs": costs}
     return result
 
 
-def _moments(values: list[float]) -> tuple[float, float, float]:
-    """Mean, std, and half the width of the mean's interval."""
+def moments(values: list[float]) -> tuple[float, float, float]:
+    """Mean, std, and half the width of the mean's 95 % interval, of single episodes' numbers."""
     numbers = torch.tensor(values, dtype=torch.float64)
     std = numbers.std().item() if len(numbers) > 1 else 0.0
     return numbers.mean().item(), std, 1.96 * std / math.sqrt(len(numbers))

@@ -15,15 +15,10 @@ _FRAMES_PER_SECOND = 30
 
 def plot_curve(folder: Path) -> None:
     """Draw ``curve.png``: evaluated return with its interval, and the exploring return, against env steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = read_metrics(folder / "metrics.jsonl")
     online = any(record["env_steps"] for record in records)
     x = "env_steps" if online else "iteration"
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = _axes(folder.name, x.replace("_", " "), "undiscounted return")
     evaluated = [record for record in records if "eval/mean" in record and (not online or record["phase"] != "bc")]
     steps = [record[x] for record in evaluated]
     axes.plot(steps, [record["eval/mean"] for record in evaluated], "o-", label="evaluated")
@@ -37,27 +32,16 @@ def plot_curve(folder: Path) -> None:
             alpha=0.6,
             label="exploring",
         )
-    axes.set(xlabel=x.replace("_", " "), ylabel="undiscounted return", title=folder.name)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "curve.png", dpi=120)
+    _save(axes, folder / "curve.png")
 
 
 def plot_spread(path: Path, by_state: dict[str, list[float]]) -> None:
     """Draw energy distances over the states they were measured at, each kind in its own order."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = _axes(path.parent.name, "energy distance over the teacher's own spread", "share of states")
     for name, distances in by_state.items():
         share = [(i + 1) / len(distances) for i in range(len(distances))]
         axes.plot(sorted(distances), share, label=name.replace("_", " "))
-    axes.set(xlabel="energy distance over the teacher's own spread", ylabel="share of states", title=path.parent.name)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(axes, path)
 
 
 def record_video(path: Path, policy: DeployedPolicy, make_env: Callable[[], VecEnv], seed: int) -> str:
@@ -71,6 +55,24 @@ def record_video(path: Path, policy: DeployedPolicy, make_env: Callable[[], VecE
     except Exception as error:  # simulators, OpenGL and ffmpeg fail in their own ways, and the run is finished by now
         return f"no video: {error}"
     return f"filmed {path}"
+
+
+def _axes(title: str, xlabel: str, ylabel: str) -> Any:
+    """Axes of a figure of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return axes
+
+
+def _save(axes: Any, path: Path) -> None:
+    axes.legend()
+    axes.grid(alpha=0.3)
+    axes.figure.savefig(path, dpi=120)
 
 
 def _write_frames(path: Path, frames: list[Any], imageio_ffmpeg: Any) -> None:

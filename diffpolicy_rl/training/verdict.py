@@ -1,6 +1,5 @@
 """Is a student as good as its teacher? Paired episodes, a verdict of non-inferiority, and how its samples spread."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from diffpolicy_rl.streams import stream
 from diffpolicy_rl.training.driver import Driver
-from diffpolicy_rl.training.evaluation import evaluate_policy
+from diffpolicy_rl.training.evaluation import evaluate_policy, moments
 from diffpolicy_rl.training.threads import torch_threads
 from diffpolicy_rl.types import DeployedPolicy, Obs, VecEnv
 
@@ -61,8 +60,7 @@ def non_inferiority(teacher: dict[str, Any], student: dict[str, Any]) -> dict[st
     """
     measure = "success" if "wins" in teacher else "return"
     pairs = zip(*(result["wins" if measure == "success" else "returns"] for result in (student, teacher)), strict=True)
-    differences = torch.tensor([float(ours) - float(theirs) for ours, theirs in pairs], dtype=torch.float64)
-    mean, half = differences.mean().item(), 1.96 * differences.std().item() / math.sqrt(len(differences))
+    mean, _, half = moments([float(ours) - float(theirs) for ours, theirs in pairs])
     margin = SUCCESS_MARGIN if measure == "success" else RETURN_MARGIN * abs(teacher["mean"])
     return {
         "measure": measure,

@@ -90,13 +90,18 @@ def test_nothing_follows_a_cut():
     assert buffer.decisions(torch.arange(6), GAMMA).followed.tolist() == [False, False, True, True, False, False]
 
 
-def test_mixing_takes_its_share_from_demonstrations():
+def mixed():
+    """60 decisions met and 20 shown, told apart by their w: 1 and 2."""
     online, shown = ReplayBuffer(1000), ReplayBuffer(1000)
     for _ in range(30):
         online.add(**decision(1))
     for _ in range(10):
         shown.add(**decision(2))
-    experience, generator = Experience(online, shown), torch.Generator().manual_seed(0)
+    return Experience(online, shown)
+
+
+def test_mixing_takes_its_share_from_demonstrations():
+    experience, generator = mixed(), torch.Generator().manual_seed(0)
 
     def share(mixing):
         batch = experience.sample(64, mixing, GAMMA, generator)
@@ -109,18 +114,13 @@ def test_mixing_takes_its_share_from_demonstrations():
     assert total == 32
     assert 8 < first_half < 24  # mixed, so that any part of a batch is
     assert share("proportional")[0] == 16
-    empty = Experience(ReplayBuffer(10), shown)
+    empty = Experience(ReplayBuffer(10), experience.demonstrations)
     assert (empty.sample(8, "half", GAMMA, generator).extras["w"].abs() == 2).all()
 
 
 @pytest.mark.parametrize("mixing", ["none", "half", "proportional"])
 def test_batches_drawn_together_are_each_mixed(mixing):
-    online, shown = ReplayBuffer(1000), ReplayBuffer(1000)
-    for _ in range(30):
-        online.add(**decision(1))
-    for _ in range(10):
-        shown.add(**decision(2))
-    experience, generator = Experience(online, shown), torch.Generator().manual_seed(0)
+    experience, generator = mixed(), torch.Generator().manual_seed(0)
     batches = list(experience.batches(20, 64, mixing, GAMMA, generator))  # more than are drawn at once
     assert [len(batch) for batch in batches] == [64] * 20
     counts = [(batch.extras["w"].abs() == 2).sum().item() for batch in batches]

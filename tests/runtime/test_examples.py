@@ -25,7 +25,7 @@ def balance_manifest():
         noise=None,
         output=Port("actions", (H, 1), "float32", None, None),
         control=Control(RATE, H, 1, 5.0, 2e3 / RATE),
-        limits=Limits((-3.0,), (3.0,), None, None, None, None),
+        limits=Limits((-3.0,), (3.0,)),
         graphs={"policy": "policy.onnx"},
         files=(),
         source={},
