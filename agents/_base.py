@@ -120,6 +120,10 @@ class BaseAgent(Stateful):
         """Standard normal numbers from the agent's own stream."""
         return torch.randn(shape, generator=self.generator).to(self.policy.device)
 
+    def _uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1) from the agent's own stream."""
+        return torch.rand(shape, generator=self.generator).to(self.policy.device)
+
     def reset(self, done: Tensor) -> None:
         """Chunk policies hold nothing per env."""
 

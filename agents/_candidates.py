@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.selectors import argmax
+from diffpolicy_rl.experience.selectors import argmax, sample_softmax
 from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs
@@ -88,32 +88,47 @@ class ClonedBase(Stateful):
         ema_update(self.average, self.online, 1 - self.tau)
 
 
-class BestCandidate(DeployedPolicy):
-    """The sample with the highest value, in env units.
+class ChosenCandidate(DeployedPolicy):
+    """The sample with the highest value, or one drawn with probability proportional to exp(value / T), in env units.
 
     Args:
         policy: what is sampled.
         critic: values of actions.
         value: from the values of its heads (E, M, N) to those that choose (M, N).
         candidates: M.
+        temperature: T; 0 for the best.
     """
 
     scores = True
 
     def __init__(
-        self, policy: GenerativePolicy, critic: CriticEnsemble, value: Callable[[Tensor], Tensor], candidates: int
+        self,
+        policy: GenerativePolicy,
+        critic: CriticEnsemble,
+        value: Callable[[Tensor], Tensor],
+        candidates: int,
+        temperature: float = 0.0,
     ) -> None:
         super().__init__()
         self.policy, self.critic, self.execute, self._value = policy, critic, policy.execute, value
-        self.noise_shape = (candidates, *policy.action_shape)
+        self.candidates, self.temperature = candidates, temperature
+        self.noise_shape = (candidates + (temperature > 0), *policy.action_shape)
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
-        """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units."""
+        """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units.
+
+        With a temperature, noise is (N, M + 1, H, D), and the first number of its last part draws the candidate.
+        """
         assert noise is not None
         features = self.policy.encode(obs)
-        candidates = draw(self.policy, features, noise.transpose(0, 1))
-        best = argmax(self._value(self.critic(features, candidates)), candidates)
-        return self.policy.action_normalizer.inverse(best.actions)
+        candidates = draw(self.policy, features, noise[:, : self.candidates].transpose(0, 1))
+        values = self._value(self.critic(features, candidates))
+        if self.temperature == 0:
+            choice = argmax(values, candidates)
+        else:
+            draws = torch.special.ndtr(noise[:, self.candidates].flatten(1)[:, 0])
+            choice = sample_softmax(values / self.temperature, candidates, draws)
+        return self.policy.action_normalizer.inverse(choice.actions)
 
     def score(self, obs: Obs, action: Tensor) -> Tensor:
         """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""

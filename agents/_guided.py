@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import BestCandidate, ClonedBase, draw
+from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
 from diffpolicy_rl.errors import UserError, require_positive
@@ -27,7 +27,8 @@ class GuidedConfig(OfflineConfig):
         eta: weight of the values, which are divided by their mean size.
         policy_tau: how far the policy that acts, and that TD targets see, moves to the one that learns at its steps.
         policy_every: critic steps per step of the policy.
-        candidates: M, samples to choose from when acting; the one with the highest value is taken.
+        candidates: M, samples to choose from when acting.
+        temperature: T, one is taken with probability proportional to exp(Q / T); 0 for the one with the highest value.
         max_backup: samples at the next observation, of which the best counts in TD targets.
     """
 
@@ -35,6 +36,7 @@ class GuidedConfig(OfflineConfig):
     policy_tau: float = 0.005
     policy_every: int = 1
     candidates: int = 16
+    temperature: float = 1.0
     max_backup: int = 1
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class GuidedConfig(OfflineConfig):
         require_positive(candidates=self.candidates, max_backup=self.max_backup)
         if self.eta < 0:
             raise UserError(f"eta={self.eta} must not be negative")
+        if self.temperature < 0:
+            raise UserError(f"temperature={self.temperature} must not be negative")
 
 
 Settings = TypeVar("Settings", bound=GuidedConfig)
@@ -106,4 +110,5 @@ class Guided(OfflineAgent[Settings]):
     def _deployed(self) -> DeployedPolicy:
         if self.config.candidates == 1:
             return self.policy.deploy()
-        return BestCandidate(self.policy, self.critics.target, self.critics.hope, self.config.candidates)
+        config, critics = self.config, self.critics
+        return ChosenCandidate(self.policy, critics.target, critics.hope, config.candidates, config.temperature)

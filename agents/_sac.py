@@ -133,8 +133,7 @@ class SoftActorCritic(ReplayAgent):
         return self.soft_actor.sample(self.policy.encode(obs))[0], {}
 
     def _first_decision(self, obs: Obs) -> tuple[Tensor, Extras]:
-        uniform = torch.rand((len(obs), *self.action_shape), generator=self.generator)
-        return (2 * uniform - 1).to(self.policy.device), {}
+        return 2 * self._uniform(len(obs), *self.action_shape) - 1, {}
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         features, critics, soft_actor = self.policy.encode(batch.obs), self.critics, self.soft_actor

@@ -3,9 +3,9 @@
 With ``one_pass`` it is EDP instead (Kang et al. 2023, arXiv 2305.20081): the action that the critics judge is what the
 cloning loss's own forward says the clean action is, so that no chain is run to learn.
 
-Differences from the public code: moves are DDIM's, without noise of their own; of the candidates the best acts, instead
-of one drawn from softmax(Q) at whatever scale Q has; the moving average of the policy acts, too, and follows from the
-first step; values are divided by the mean size of the same critic's; critics normalise their layers, and have ReLUs.
+Differences from the public code: moves are DDIM's, without noise of their own; the moving average of the policy acts,
+too, and follows from the first step; values are divided by the mean size of the same critic's; critics normalise their
+layers, and have ReLUs.
 """
 
 from dataclasses import dataclass

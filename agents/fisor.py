@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import BestCandidate
+from diffpolicy_rl.agents._candidates import ChosenCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
@@ -81,7 +81,7 @@ class FISOR(ImplicitAgent[FISORConfig]):
 
     def _deployed(self) -> DeployedPolicy:
         critics = self.feasibility.critics
-        return BestCandidate(self.policy, critics.target, lambda values: -values.amax(0), self.config.candidates)
+        return ChosenCandidate(self.policy, critics.target, lambda values: -values.amax(0), self.config.candidates)
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import BestCandidate
+from diffpolicy_rl.agents._candidates import ChosenCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig
 from diffpolicy_rl.errors import require_positive
 from diffpolicy_rl.experience.decisions import Decisions
@@ -42,4 +42,4 @@ class IDQL(ImplicitAgent[IDQLConfig]):
 
     def _deployed(self) -> DeployedPolicy:
         critics = self.values.critics
-        return BestCandidate(self.policy, critics.target, lambda values: values.amin(0), self.config.candidates)
+        return ChosenCandidate(self.policy, critics.target, lambda values: values.amin(0), self.config.candidates)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import BestCandidate, ClonedBase, draw
+from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent, ReplayConfig
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
@@ -107,7 +107,7 @@ class PARL(ReplayAgent):
 
     def _decision(self, obs: Obs) -> tuple[Tensor, Extras]:
         actions, values = self._optimised(self.policy.encode(obs))
-        return sample_softmax(values, actions, self.generator).actions, {}
+        return sample_softmax(values, actions, self._uniform(len(obs))).actions, {}
 
     _first_decision = _decision  # the critics have learned offline
 
@@ -144,7 +144,7 @@ class PARL(ReplayAgent):
         """
         config, count = self.config, self.config.cql_actions
         heads = torch.randperm(config.critics, generator=self.generator)[:2].to(features.device)
-        uniform = 2 * torch.rand((count, *batch.action.shape), generator=self.generator).to(features.device) - 1
+        uniform = 2 * self._uniform(count, *batch.action.shape) - 1
         actions = torch.cat([uniform, policy, batch.action.unsqueeze(0)])
         values = self.critics.online.some(heads, features, actions)
         free, ours, data = values.split([count, 2, 1], dim=1)
@@ -161,7 +161,7 @@ class PARL(ReplayAgent):
         values[worst, rows] = self.critics.online(features, batch.action).mean(0)
         if self.config.distill_argmax:
             return argmax(values, actions).actions
-        return sample_softmax(values, actions, self.generator).actions
+        return sample_softmax(values, actions, self._uniform(len(features))).actions
 
     def _deployed(self) -> DeployedPolicy:
         return OptimisedPolicy(self.policy, self.critics.online, self.config)
@@ -194,7 +194,7 @@ class OptimisedPolicy(DeployedPolicy):
 
     def exportable(self) -> DeployedPolicy:
         """The best candidate, not moved."""
-        return BestCandidate(self.policy, self.critic, lambda values: values.mean(0), self.config.candidates)
+        return ChosenCandidate(self.policy, self.critic, lambda values: values.mean(0), self.config.candidates)
 
 
 def optimised(

@@ -100,8 +100,7 @@ class ResidualSAC(ReplayAgent):
 
     def _first_decision(self, obs: Obs) -> tuple[Tensor, Extras]:
         base_action = self.plan.pop(obs)
-        uniform = torch.rand(base_action.shape, generator=self.generator).to(base_action)
-        return self._corrected(base_action, 2 * uniform - 1)
+        return self._corrected(base_action, 2 * self._uniform(*base_action.shape) - 1)
 
     def _corrected(self, base_action: Tensor, u: Tensor) -> tuple[Tensor, Extras]:
         return (base_action + self.config.scale * u).unsqueeze(1), {"base_action": base_action}

@@ -41,15 +41,14 @@ def top_k(values: Tensor, candidates: Tensor, k: int) -> Choice:
     return _take(values, candidates, values.topk(min(k, len(values)), dim=0).indices)
 
 
-def sample_softmax(values: Tensor, candidates: Tensor, generator: torch.Generator) -> Choice:
+def sample_softmax(values: Tensor, candidates: Tensor, draws: Tensor) -> Choice:
     """One candidate per row with probability proportional to exp(value), as PA-RL does (Mark et al. 2024).
 
     Args:
         values: (M, B); divide them by a temperature for another one than 1.
         candidates: (M, B, ...).
-        generator: the CPU stream to draw from: one number per row, whatever the device.
+        draws: (B,) uniform in [0, 1), which decide.
     """
-    draws = torch.rand(values.shape[1], generator=generator).to(values)
     below = values.softmax(0).cumsum(0) <= draws
     return _take(values, candidates, below[:-1].sum(0))  # the last sum is 1, though it may not round to it
 

@@ -98,15 +98,26 @@ def test_one_pass_judges_what_the_noisy_action_says_of_the_clean_one(make_policy
     torch.testing.assert_close(action, clean.clamp(-1, 1))
 
 
-def test_critics_improve_no_one_else_and_the_best_candidate_acts(agent):
+@pytest.mark.parametrize("temperature", [0.0, 0.05])
+def test_a_candidate_acts_as_its_value_says(make_policy, temperature):
+    agent = dql(make_policy, temperature=temperature)
     agent.critic_steps = 1
-    deployed, obs = agent.deploy(), torch.randn(5, 3)
-    noise = deployed.sample_noise(5)
-    assert noise.shape == (5, 16, 1, 2)
+    deployed, obs = agent.deploy(), torch.randn(1, 3).expand(4000, 3)
+    noise = deployed.sample_noise(1).expand(4000, -1, -1, -1).clone()
+    assert noise.shape[1:] == (16 + (temperature > 0), 1, 2)
     with torch.no_grad():
-        candidates = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(16)])
-        best = agent.critics.target(obs, candidates).amin(0).argmax(0)
-        torch.testing.assert_close(deployed(obs, noise), candidates[best, torch.arange(5)])
+        candidates = torch.cat([agent.policy.sample(obs[:1], noise[:1, i]) for i in range(16)])
+        values = agent.critics.target(obs[:1], candidates.unsqueeze(1)).amin(0).flatten()
+        if temperature == 0:
+            torch.testing.assert_close(deployed(obs, noise)[0], candidates[values.argmax()])
+            return
+        noise[:, -1] = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
+        taken = deployed(obs, noise).mean(0)
+    shares = (values / temperature).softmax(0)
+    expected = (shares.view(-1, 1, 1) * candidates).sum(0)
+    assert (expected - candidates.mean(0)).abs().max() > 0.1  # neither all alike
+    assert (expected - candidates[values.argmax()]).abs().max() > 0.1  # nor always the best
+    torch.testing.assert_close(taken, expected, atol=0.05, rtol=0)
 
 
 LEARNERS = {
@@ -134,7 +145,7 @@ def test_without_values_all_corners_are_cloned(make_policy):
 
 
 def test_candidates_alone_find_the_corner(make_policy):
-    agent = learned(dql(make_policy, eta=0.0, candidates=16, steps=200), corners())
+    agent = learned(dql(make_policy, eta=0.0, candidates=16, temperature=0.0, steps=200), corners())
     assert shares(agent.deploy())[3] > 0.95
 
 
@@ -161,6 +172,7 @@ def test_exploring_adds_noise_to_what_is_deployed():
         (lambda make: dql(make, mixing="none"), "mixing=none leaves no data"),
         (lambda make: dql(make, eta=-1.0), "eta=-1.0 must not be negative"),
         (lambda make: dql(make, candidates=0), "candidates=0 must be above 0"),
+        (lambda make: dql(make, temperature=-1), "temperature=-1 must not be negative"),
         (lambda make: dql(make, max_backup=0), "max_backup=0 must be above 0"),
         (lambda make: dql(make, exploration=-0.1), "exploration=-0.1 must not be negative"),
         (lambda make: TD3BCConfig(candidates=2), "set candidates=1 and max_backup=1"),

@@ -18,7 +18,8 @@ NOISE = {
     **dict.fromkeys(("ppo", "sac", "dsrl-na", "td3_bc"), None),
     **dict.fromkeys(("bc", "dppo", "reinflow", "residual_sac", "resip"), (4, 2)),
     **dict.fromkeys(("fql",), (2, 2)),
-    **dict.fromkeys(("dql", "idql", "fisor", "expo"), (16, 2, 2)),
+    **dict.fromkeys(("idql", "fisor", "expo"), (16, 2, 2)),
+    "dql": (17, 2, 2),  # one that draws among the others
     "dsrl-sac": (1, 2),  # one vector for the whole chunk
     "pa_rl": (8, 2, 2),
 }
