@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks import deployment as exported_policy
 from benchmarks import ensemble as critic_ensemble
 from benchmarks import env_stepping, expo_update, offline_update, safety_filter, sb3_speed
 from benchmarks import replay_update as replay_agents
@@ -32,7 +33,7 @@ from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import machine, versions
 from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 
-_PARTS = "env|sb3|sample|update|end_to_end|ensemble|replay_update|offline|safety|serving|all"
+_PARTS = "env|sb3|sample|update|end_to_end|ensemble|replay_update|offline|deployment|safety|serving|all"
 _USAGE = f"python -m benchmarks.throughput {_PARTS} [key=value ...]"
 _CLONING = 3  # iterations of behaviour cloning before the measurement, so that the policy does not fall at once
 
@@ -42,7 +43,7 @@ class ThroughputConfig:
     """Measure the hot paths, each against a plain alternative in the same run.
 
     Attributes:
-        part: env, sb3, sample, update, end_to_end, ensemble, replay_update, offline, safety, serving or all.
+        part: env, sb3, sample, update, end_to_end, ensemble, replay_update, offline, deployment, safety, serving, all.
         agent: a name in configs/agent; sample and update know reinflow and dppo.
         env: a name in configs/env.
         precision: fp32 or bf16, of our side; the textbook's is fp32.
@@ -67,6 +68,7 @@ class ThroughputConfig:
         "ensemble",
         "replay_update",
         "offline",
+        "deployment",
         "safety",
         "serving",
         "all",
@@ -213,6 +215,11 @@ def offline(config: ThroughputConfig) -> dict[str, Figures]:
     return offline_update.compare(config.threads, config.turns)
 
 
+def deployment(config: ThroughputConfig) -> Figures:
+    """A decision of an exported one-step policy, against a textbook's of one step and of ten."""
+    return exported_policy.compare(config.turns)
+
+
 def safety(config: ThroughputConfig) -> dict[str, Figures]:
     """Microseconds per call of the safety filter."""
     return safety_filter.measure(config.turns)
@@ -277,6 +284,7 @@ PARTS: dict[str, Callable[[ThroughputConfig], Any]] = {
     "ensemble": ensemble,
     "replay_update": replay_update,
     "offline": offline,
+    "deployment": deployment,
     "safety": safety,
     "serving": serving,
 }

@@ -37,6 +37,7 @@ def figures_in(tree):
         ("end_to_end", {"env_steps_per_s", "share_sampling", "share_env", "share_update"}),
         ("ensemble", {"width_64", "width_256"}),
         ("replay_update", {"dsrl", "expo"}),
+        ("deployment", {"exported_1_ms", *(f"textbook_{k}{end}" for k in (1, 10) for end in ("_ms", "/exported_1"))}),
         ("safety", {"within_limits", "clipped"}),
         ("serving", {"ours", "plain", "inference"}),
     ],
