@@ -102,6 +102,10 @@ class ResidualPolicy(DeployedPolicy):
         """The base's chunks (N, H, D) in env units."""
         return self.base(obs, noise)
 
+    def planner(self) -> DeployedPolicy:
+        """The base."""
+        return self.base
+
     def correct(self, obs: Obs, action: Tensor) -> Tensor:
         """Unnormalised a_b + scale u (N, D), written such that a residual of zero leaves every bit of action (N, D)."""
         policy = self.base.policy

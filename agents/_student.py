@@ -53,8 +53,7 @@ class StudentAgent(CloningAgent):
 
     def learn_from(self, teacher: DeployedPolicy) -> None:
         """Take a teacher, without the noise of its single moves: only what it starts from tells its samples apart."""
-        if teacher.per_step:
-            raise UserError("the teacher corrects every single action, which a student of chunks cannot; use its base")
+        assert not teacher.per_step
         self.teacher = teacher.policy.deploy() if isinstance(teacher, SampledPolicy) else teacher
 
     @torch.inference_mode()

@@ -31,6 +31,7 @@ class DistillConfig:
         out: the student's run folder, by default <run>-<method>; one that is there already is gone on with.
         env_steps: env steps in which the student meets its observations.
         num_envs: N.
+        value_weight: with method=regress, of the critics that the teacher selects by; 0 for its samples alone.
         episodes: of each, in the comparison.
         seed: of everything random.
         threads: cores to use, all by default.
@@ -43,6 +44,7 @@ class DistillConfig:
     out: str | None = None
     env_steps: int = 100_000
     num_envs: int = 40
+    value_weight: float = 0.0
     episodes: int = 1000
     seed: int = 0
     threads: int | None = None
@@ -57,6 +59,9 @@ def main(argv: Sequence[str]) -> None:
 
     run, out = Path(config.run), Path(config.out or f"{config.run.rstrip('/')}-{config.method}")
     teaching, teacher = read_config(run, config.trust), load(run, config.which, config.trust)
+    if teacher.per_step:
+        print(f"{run} corrects every action of a base policy's chunks; the student is one of the base")
+        teacher = teacher.planner()
     _train(config, teaching, teacher, out)
     report = _compare(config, teaching, teacher, load(out, trust=config.trust)) | _cost(run, out)
     _write(out, report)
@@ -74,7 +79,14 @@ def _train(config: DistillConfig, teaching: "TrainConfig", teacher: "DeployedPol
         train(dataclasses.replace(read_config(out, config.trust), run_dir=str(out)), resumed=True)
     else:
         student = student_config(
-            config.run, config.which, config.method, teaching, teacher, config.env_steps, config.num_envs
+            config.run,
+            config.which,
+            config.method,
+            teaching,
+            teacher,
+            config.env_steps,
+            config.num_envs,
+            config.value_weight,
         )
         train(dataclasses.replace(student, run_dir=str(out), seed=config.seed, threads=config.threads))
 

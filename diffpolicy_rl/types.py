@@ -152,6 +152,10 @@ class DeployedPolicy(nn.Module):
         """
         raise NotImplementedError
 
+    def planner(self) -> "DeployedPolicy":
+        """What plans the chunks: this policy, or the base of one that corrects every action of them."""
+        return self
+
     def exportable(self) -> "DeployedPolicy":
         """What an exported graph computes: this policy, or what stands in for it where no graph could."""
         return self

@@ -62,8 +62,20 @@ def test_student_of_a_selection_is_sure_of_itself(tmp_path):
     assert student(obs, noise[0]).equal(student(obs, noise[1]))
 
 
+def test_student_of_a_corrected_policy_is_one_of_its_base(tmp_path, capsys):
+    train.train(tiny(tmp_path / "resip", "resip"))
+    distill.main([str(tmp_path / "resip"), *WORDS])
+    assert "the student is one of the base" in capsys.readouterr().out
+    teacher, student = load(tmp_path / "resip"), load(tmp_path / "resip-regress")
+    assert teacher.per_step
+    assert not student.per_step
+    assert student.noise_shape == teacher.base.noise_shape
+
+
 def test_refusals(tmp_path, teacher):
     with pytest.raises(UserError, match="is not a run"):
         distill.main([str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="method=onedp knows no critics"):
+        distill.main([str(teacher), "method=onedp", "value_weight=1"])
     with pytest.raises(UserError, match="env_steps"):
         distill.main([str(teacher), "env_steps=0"])

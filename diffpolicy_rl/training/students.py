@@ -22,7 +22,14 @@ _ROLLOUT = 100  # env steps of each env per iteration
 
 
 def student_config(
-    run: str, which: str, method: str, teaching: TrainConfig, teacher: DeployedPolicy, env_steps: int, num_envs: int
+    run: str,
+    which: str,
+    method: str,
+    teaching: TrainConfig,
+    teacher: DeployedPolicy,
+    env_steps: int,
+    num_envs: int,
+    value_weight: float = 0.0,
 ) -> TrainConfig:
     """The settings of a one-step student, which are its teacher's but for what makes it one.
 
@@ -34,12 +41,17 @@ def student_config(
         teacher: what it deploys; a student of what only starts from noise does so, too, others have none.
         env_steps: to learn for.
         num_envs: N.
+        value_weight: of the teacher's critics.
 
     Raises:
-        UserError: if the method needs noise that tells the teacher's samples apart.
+        UserError: if the method needs noise that tells the teacher's samples apart, or knows no critics.
     """
     agent, process = _METHODS[method]
     component: dict[str, Any] = {"_target_": f"diffpolicy_rl.{agent}"}
+    if value_weight:
+        if method != "regress":
+            raise UserError(f"method={method} knows no critics; leave value_weight out, or use method=regress")
+        component["value_weight"] = value_weight
     if teaching.data.path is None:
         component["mixing"] = "none"
     decisions = max(_ROLLOUT // teaching.policy.execute, 1)
@@ -76,10 +88,11 @@ def _one_step(teaching: PolicyConfig, method: str, process: str, noise: bool) ->
 
 
 def load_teacher(config: TrainConfig) -> DeployedPolicy:
-    """What the run's teacher deploys; UserError if none is named."""
+    """What plans the chunks of the run's teacher; UserError if none is named."""
     if config.teacher is None:
         raise UserError("the agent learns from another run's policy; set teacher=<run>, or use diffpolicy_rl.distill")
-    return load(config.teacher, config.teacher_which, modules_of(to_plain(config)), pick_device(config.device))
+    teacher = load(config.teacher, config.teacher_which, modules_of(to_plain(config)), pick_device(config.device))
+    return teacher.planner()
 
 
 def starting_student(config: TrainConfig, spec: Spec) -> GenerativePolicy:

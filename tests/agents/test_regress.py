@@ -1,11 +1,12 @@
 """A one-step student of a teacher's samples, by hand and on a teacher whose answer is known."""
 
+import copy
+
 import pytest
 import torch
 
-from diffpolicy_rl.agents._student import StudentConfig
 from diffpolicy_rl.agents.reflow import Reflow
-from diffpolicy_rl.agents.regress import Regress
+from diffpolicy_rl.agents.regress import Regress, RegressConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.replay import Experience, ReplayBuffer
 from diffpolicy_rl.policies.consistency import Consistency
@@ -16,7 +17,7 @@ from diffpolicy_rl.policies.shortcut import Shortcut
 from diffpolicy_rl.types import DeployedPolicy
 from tests.agents.offline_bandit import deterministic
 
-SMALL = StudentConfig(batch=128, steps=100, lr=3e-3, final_lr=3e-4, ema_every=1, ema_decay=0.95, mixing="none")
+SMALL = RegressConfig(batch=128, steps=100, lr=3e-3, final_lr=3e-4, ema_every=1, ema_decay=0.95, mixing="none")
 
 
 class Teacher(DeployedPolicy):
@@ -33,8 +34,13 @@ class Chooser(DeployedPolicy):
 
     execute, noise_shape = 1, (3, 1, 2)
 
+    scores = True
+
     def forward(self, obs, noise):
         return 0.1 * noise.amax(1)
+
+    def score(self, obs, action):
+        return 3 - (action - 0.5).square().sum((-2, -1))
 
 
 def lived(rows=512, horizon=2):
@@ -57,7 +63,7 @@ def student(make_policy):
 
 def test_loss_is_the_distance_to_the_teacher_from_the_same_noise(student):
     experience, generator = lived(), torch.Generator().set_state(student.generator.get_state())
-    student.config = StudentConfig(batch=16, steps=1, mixing="none")
+    student.config = RegressConfig(batch=16, steps=1, mixing="none")
     (batch,) = experience.batches(1, 16, "none", 1.0, generator)
     noise = torch.randn(16, 4, 2, generator=generator)
     with torch.no_grad():
@@ -93,11 +99,38 @@ def test_processes_that_distil_themselves_learn_it_as_well(make_policy, process)
 
 
 def test_a_teacher_that_chooses_has_a_student_of_its_mean():
-    agent = Regress(deterministic(), StudentConfig(batch=512, lr=1e-2, mixing="none"), iterations=3, seed=0)
+    agent = Regress(deterministic(), RegressConfig(batch=512, lr=1e-2, mixing="none"), iterations=3, seed=0)
     agent.learn_from(Chooser())
     for _ in range(3):
         agent.update(lived(horizon=1))
     assert agent.deploy()(torch.zeros(1, 3), torch.zeros(1, 1, 2)).mean().item() == pytest.approx(0.0846, abs=0.01)
+
+
+def test_values_are_climbed_beside_regression_by_hand():
+    config = RegressConfig(batch=16, steps=1, mixing="none", value_weight=0.7)
+    agent, experience = Regress(deterministic(), config, iterations=1, seed=0), lived(horizon=1)
+    agent.learn_from(Chooser())
+    agent.optimizer = torch.optim.SGD(agent.online.net.parameters(), lr=0.1)
+    policy, generator = copy.deepcopy(agent.online), torch.Generator().set_state(agent.generator.get_state())
+    agent.update(experience)
+    (batch,) = experience.batches(1, 16, "none", 1.0, generator)
+    torch.randn(16, 1, 2, generator=generator)  # the student's, which it does without
+    taught = Chooser()(batch.obs, torch.randn(16, 3, 1, 2, generator=generator))
+    action = policy.sample(batch.obs, torch.zeros(16, 1, 2))
+    value = Chooser().score(batch.obs, action)
+    loss = (action - taught).square().mean() - 0.7 * value.mean() / value.detach().abs().mean()
+    gradients = torch.autograd.grad(loss, list(policy.net.parameters()))
+    for ours, before, gradient in zip(agent.online.net.parameters(), policy.net.parameters(), gradients, strict=True):
+        torch.testing.assert_close(ours, before - agent.config.lr * gradient)
+
+
+def test_a_student_that_climbs_does_what_its_teachers_critics_like():
+    config = RegressConfig(batch=512, lr=1e-2, mixing="none", value_weight=100.0)
+    agent = Regress(deterministic(), config, iterations=3, seed=0)
+    agent.learn_from(Chooser())
+    for _ in range(3):
+        agent.update(lived(horizon=1))
+    assert agent.deploy()(torch.zeros(1, 3), torch.zeros(1, 1, 2)).mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_teacher_shows_the_way_until_the_student_has_learned(student):
@@ -121,9 +154,10 @@ def test_noise_of_single_moves_is_left_out(make_policy, student):
 def test_refusals(make_policy, student):
     with pytest.raises(UserError, match=r"policy\.steps=4, but students make one step"):
         Regress(make_policy(RectifiedFlow(), 4), SMALL, iterations=1, seed=0)
-    corrector = Teacher()
-    corrector.per_step = True
-    with pytest.raises(UserError, match="corrects every single action"):
-        student.learn_from(corrector)
+    climber = Regress(deterministic(), RegressConfig(value_weight=1.0), iterations=1, seed=0)
+    with pytest.raises(UserError, match="value_weight is for teachers that select by critics"):
+        climber.learn_from(Teacher())
+    with pytest.raises(UserError, match="value_weight=-1 must not be negative"):
+        RegressConfig(value_weight=-1)
     with pytest.raises(UserError, match="students need a teacher"):
         Regress(make_policy(RectifiedFlow(), 1), SMALL, iterations=1, seed=0).update(lived())
