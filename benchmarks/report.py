@@ -1,8 +1,8 @@
 """Compare runs: ``python -m benchmarks.report runs/a runs/b``, or ``suite=NAME`` for the results of a suite.
 
 Writes one HTML page that needs nothing else, and the same as Markdown. What the README says about results comes from
-``benchmarks/results``: ``add`` sums up runs of one agent there, ``table`` writes the README's tables from what is
-there, and ``check`` fails if the README says anything else.
+``benchmarks/results``: ``add`` sums up runs of one agent there, ``distilled`` students beside their teachers, ``table``
+writes the README's tables from what is there, and ``check`` fails if the README says anything else.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from benchmarks import distillations
 from benchmarks.comparison import Comparison
 from benchmarks.page import markdown_table, to_html, to_markdown
 from benchmarks.records import (
@@ -46,9 +47,9 @@ _TABLE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOT
 _ROWS, _SUITE = "python -m benchmarks.report table", "suite "
 _USAGE = (
     "python -m benchmarks.report RUN RUN ... [out=PAGE] | suite=NAME [out=PAGE] "
-    "| add name=NAME runs=RUN,RUN,... [variant=TEXT] | table | check"
+    "| add name=NAME runs=RUN,RUN,... [variant=TEXT] | distilled RUN RUN ... | table | check"
 )
-Command = Literal["page", "add", "table", "check"]
+Command = Literal["page", "add", "distilled", "table", "check"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ReportConfig:
     """Compare finished runs on a page, or sum them up and keep the README's tables equal to the sums.
 
     Attributes:
-        command: page, add, table or check.
+        command: page, add, distilled, table or check.
         runs: run folders, or folders of them; for add, runs that differ in their seed alone.
         suite: the suite whose results to compare.
         out: the page without its suffix; report, or the suite's name in benchmarks/results, if not given.
@@ -109,6 +110,9 @@ def maintain(config: ReportConfig) -> None:
         if not config.name or not config.runs:
             raise UserError(f"name and runs must be given; usage: {_USAGE}")
         add(config.name, [Path(run) for run in config.runs], config.variant)
+    if config.command == "distilled":
+        students = distillations.records([Path(run) for run in config.runs])
+        write_text(RESULTS / f"{distillations.NAME}.json", json.dumps({"students": students}, indent=1) + "\n")
     text = README.read_text()
     fresh = with_tables(text)
     if config.command == "check" and fresh != text:
@@ -124,6 +128,9 @@ def with_tables(readme: str) -> str:
         begin, what, end = found.groups()
         if what == _ROWS:
             return f"{begin}{tables(load_results())}\n{end}"
+        if what == distillations.NAME:
+            students = json.loads((RESULTS / f"{what}.json").read_text())["students"]
+            return f"{begin}{distillations.table(students)}\n{end}"
         results = read_results(what.removeprefix(_SUITE))
         return f"{begin}{markdown_table(task_table(Comparison(results), 'last'))}\n{end}"
 
