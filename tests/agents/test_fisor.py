@@ -56,6 +56,17 @@ def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
     assert cloned[3] < 0.02
 
 
+def test_the_candidate_acts_that_is_safest_by_the_worse_of_two_critics(make_policy):
+    agent, obs = fisor(make_policy), torch.randn(5, 3)
+    agent.critic_steps = 1
+    deployed = agent.deploy()
+    noise = deployed.sample_noise(5)
+    with torch.no_grad():
+        candidates = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(16)])
+        safest = agent.feasibility.critics.target(obs, candidates).amax(0).argmin(0)
+        torch.testing.assert_close(deployed(obs, noise), candidates[safest, torch.arange(5)])
+
+
 def test_learns_the_reversed_expectile_of_feasibility(make_policy):
     """Half of the actions cost: what is safe is what the safest actions of the data are."""
     costs = torch.tensor([1.0, 1.0, 0.0, 0.0])

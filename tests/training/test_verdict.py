@@ -43,6 +43,9 @@ def test_paired_difference_by_hand():
     assert verdict["margin"] == pytest.approx(5)
     assert verdict["passed"]
     assert not non_inferiority(teacher | {"mean": 20.0}, student)["passed"]
+    uncertain = non_inferiority(teacher | {"mean": 40.0}, student)
+    assert uncertain["ci_low"] < -uncertain["margin"] < uncertain["difference"]
+    assert not uncertain["passed"]
 
 
 def test_success_counts_where_there_is_one():
