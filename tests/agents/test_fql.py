@@ -35,6 +35,21 @@ def test_policies_step_by_hand(make_policy):
             torch.testing.assert_close(new, old - 0.1 * old.grad)
 
 
+def test_td_target_by_hand(make_policy, monkeypatch):
+    """Of the one-step policy's action, clipped, and the mean of the target critics."""
+    agent, data, seen = fql(make_policy), batch(), []
+    policy = copy.deepcopy(agent.policy)
+    generator = torch.Generator().set_state(agent.generator.get_state())
+    monkeypatch.setattr(agent.critics, "learn", lambda *arguments: seen.append(arguments) or {})
+    agent._learn(data)
+    noise = torch.randn(5, 1, 2, generator=generator)
+    with torch.no_grad():
+        action = noise + policy.net(noise, torch.zeros(5), torch.zeros(5), data.next_obs)
+        assert action.abs().max() > 1
+        future = agent.critics.target(data.next_obs, action.clamp(-1, 1)).mean(0)
+    torch.testing.assert_close(seen[0][2], data.reward + data.discount * future)
+
+
 def test_finds_the_corner_that_pays_most(make_policy):
     agent = learned(fql(make_policy, alpha=0.3), corners(), updates=4)
     assert shares(agent.deploy())[3] > 0.9
