@@ -5,6 +5,7 @@ from diffpolicy_rl.agents.fisor import FISOR, FISORConfig, feasibility_target, f
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.ddpm import DDPM
 from tests.agents.offline_bandit import SMALL, corners, learned, shares, stored
+from tests.agents.test_guided import batch
 
 
 def test_feasibility_on_a_chain_is_the_largest_violation_to_come():
@@ -77,6 +78,18 @@ def test_learns_the_reversed_expectile_of_feasibility(make_policy):
         of_actions = agent.feasibility.critics.online(torch.zeros(2, 3), both).mean(0)
     assert -1.2 < value < 0
     torch.testing.assert_close(of_actions, torch.tensor([25.0, -1.0]), atol=1.0, rtol=0)
+
+
+def test_a_decision_violates_if_any_of_its_actions_costs(make_policy, monkeypatch):
+    agent, seen = fisor(make_policy), []
+    learn = agent.feasibility.learn
+    monkeypatch.setattr(agent.feasibility, "learn", lambda *arguments: seen.append(arguments) or learn(*arguments))
+    data = batch(4)
+    data.extras["costs"] = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
+    agent._learn(data)
+    backup = seen[0][3]
+    violation = torch.tensor([-1.0, 25.0, 25.0, 25.0])
+    torch.testing.assert_close(backup(torch.zeros(4)), feasibility_target(violation, data.discount, torch.zeros(4)))
 
 
 def test_data_without_costs_is_refused(make_policy):

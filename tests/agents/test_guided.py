@@ -67,9 +67,12 @@ def test_max_backup_takes_each_critics_best_of_several_samples(agent, monkeypatc
     torch.testing.assert_close(targets(agent, data, monkeypatch), data.reward + data.discount * future)
 
 
-def test_policy_step_by_hand(agent):
+@pytest.mark.parametrize("level", [5.0, -5.0])
+def test_policy_step_by_hand(agent, level):
     """Cloning loss less eta times the drawn critic's value, over its mean size, through the whole chain."""
     agent.config = dataclasses.replace(agent.config, eta=0.7)
+    with torch.no_grad():
+        agent.critics.online.trunk[-1].bias += level
     agent.base.optimizer = torch.optim.SGD(agent.base.online.net.parameters(), lr=0.1)
     data, generator = batch(), torch.Generator().set_state(agent.generator.get_state())
     policy, critic = copy.deepcopy(agent.base.online), copy.deepcopy(agent.critics.online)
@@ -79,6 +82,7 @@ def test_policy_step_by_hand(agent):
     cloning = policy.loss(data.obs, data.action, mask=data.mask, generator=generator).mean()
     action = policy.sample(data.obs, noise)
     value = critic(data.obs, action)[int(torch.randint(2, (1,), generator=generator))]
+    assert (value * level > 0).all()
     (cloning - 0.7 * value.mean() / value.detach().abs().mean()).backward()
     for ours, before in zip(agent.base.online.net.parameters(), policy.net.parameters(), strict=True):
         torch.testing.assert_close(ours, before - 0.1 * before.grad)
