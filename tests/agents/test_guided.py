@@ -71,6 +71,7 @@ def test_max_backup_takes_each_critics_best_of_several_samples(agent, monkeypatc
 def test_policy_step_by_hand(agent, level):
     """Cloning loss less eta times the drawn critic's value, over its mean size, through the whole chain."""
     agent.config = dataclasses.replace(agent.config, eta=0.7)
+    agent.base.online.process.clip = None  # before it has learned, all is beyond the clip
     with torch.no_grad():
         agent.critics.online.trunk[-1].bias += level
     agent.base.optimizer = torch.optim.SGD(agent.base.online.net.parameters(), lr=0.1)
@@ -83,7 +84,9 @@ def test_policy_step_by_hand(agent, level):
     action = policy.sample(data.obs, noise)
     value = critic(data.obs, action)[int(torch.randint(2, (1,), generator=generator))]
     assert (value * level > 0).all()
-    (cloning - 0.7 * value.mean() / value.detach().abs().mean()).backward()
+    climbing = -value.mean() / value.detach().abs().mean()
+    assert torch.autograd.grad(climbing, policy.net.action_in.weight, retain_graph=True)[0].abs().max() > 1e-3
+    (cloning + 0.7 * climbing).backward()
     for ours, before in zip(agent.base.online.net.parameters(), policy.net.parameters(), strict=True):
         torch.testing.assert_close(ours, before - 0.1 * before.grad)
     assert all(parameter.grad is None for parameter in agent.critics.online.parameters())
