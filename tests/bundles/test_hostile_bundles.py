@@ -22,7 +22,7 @@ from diffpolicy_rl.runtime.bundle import load_bundle
 from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.manifest import read_manifest
 
-TOUCHED = Path("/tmp/a-bundle-ran-this")
+TOUCHED = Path("a-bundle-ran-this")
 
 
 class Harmful:
@@ -36,7 +36,8 @@ def bundle(whole, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _inert():
+def _inert(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     yield
     assert not TOUCHED.exists()
 

@@ -42,7 +42,7 @@ def messages(rng):
         "many": b"\x81\xa5state" + b"\xdc\x04\x00" * 2 + b"\x80" * rng.choice([1000, 100_000]),
         "names": msgpack.packb({rng.choice(["state ", "", "__reset__", "🤖" * 50]): array(), "state": array()}),
         "reset": msgpack.packb({"__reset__": rng.choice([0, "yes", None, [True]]), "state": array()}),
-        "pickle": b"cos\nsystem\n(S'touch /tmp/never'\ntR.",
+        "pickle": b"cos\nsystem\n(S'touch never'\ntR.",
     }
     raw = {
         "text": framed(rng.randbytes(20), opcode=1),
@@ -58,7 +58,8 @@ def messages(rng):
     return {name: framed(payload) for name, payload in sane.items()} | raw
 
 
-def test_ten_thousand_hostile_frames():
+def test_ten_thousand_hostile_frames(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     policy, rng, sent, answered = FakePolicy(), random.Random(0), 0, Counter()
     with quiet(), serving(policy) as live:
         peer, before = Peer(live.port), math.inf
@@ -72,5 +73,5 @@ def test_ten_thousand_hostile_frames():
         assert {name for name, count in answered.items() if count} <= {"flipped bytes", "wrong shape", "wrong length"}
         assert len(policy.seen) == 1 + answered.total() == 1 + live.server.metrics.counts["answered"]  # and the warm-up
         check_alive(live)
-    assert not Path("/tmp/never").exists()
+    assert not Path("never").exists()
     assert all(np.isfinite(obs["state"]).all() and obs["state"].shape == (1, 3) for obs in policy.seen)
