@@ -3,8 +3,6 @@
 import pickle
 import re
 import resource
-import struct
-import zlib
 
 import h5py
 import made_files as made
@@ -12,134 +10,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from spoiled import (
+    ACTIONS,
+    DATA,
+    EPISODES,
+    MAIN,
+    VIDEO,
+    Evil,
+    absurd,
+    chunks,
+    column,
+    cut,
+    feature,
+    hdf5,
+    huge_chunks,
+    info,
+    inside,
+    link,
+    pickled,
+    put,
+    ran,
+    value,
+    virtual,
+)
 
 from diffpolicy_rl.data.formats import open_source, read
 from diffpolicy_rl.data.survey import survey
 from diffpolicy_rl.errors import UserError
-
-ran = []
-
-
-class Evil:
-    """Says so when it is unpickled."""
-
-    def __reduce__(self):
-        return ran.append, (1,)
-
-
-def hdf5(change):
-    """Change an open hdf5 file in place."""
-
-    def apply(path):
-        with h5py.File(path, "r+") as file:
-            change(file)
-
-    return apply
-
-
-def put(name, **settings):
-    """An array instead of the one of that name."""
-
-    def change(file):
-        if name in file:
-            del file[name]
-        file.create_dataset(name, **settings)
-
-    return hdf5(change)
-
-
-def link(name, target):
-    def change(file):
-        file.move(name, "elsewhere")
-        file[name] = target
-
-    return hdf5(change)
-
-
-def value(name, place, number):
-    def change(file):
-        values = file[name][()].astype(np.float64)
-        values[place] = number
-        del file[name]
-        file[name] = values
-
-    return hdf5(change)
-
-
-def virtual(file):
-    del file["rewards"]
-    layout = h5py.VirtualLayout((5,), "f4")
-    layout[:] = h5py.VirtualSource("other.hdf5", "rewards", (5,))
-    file.create_virtual_dataset("rewards", layout)
-
-
-def huge_chunks(file):
-    del file["actions"]
-    item = file.create_dataset("actions", (5, 2**26), "f8", chunks=(1, 2**26), compression="gzip")
-    item.id.write_direct_chunk((0, 0), b"is never unpacked")
-
-
-def chunks(file):
-    for part in "01":
-        for name in made.COLUMNS:
-            file[f"virtual/{part}/{name}"] = file[name][()]
-    file["virtual/1/costs"] = np.zeros(5)
-    for name in made.COLUMNS:
-        del file[name]
-
-
-def absurd(file):
-    del file["observations"]
-    item = file.create_dataset("observations", (2**50, 3), "f4", chunks=(1024, 3), compression="gzip")
-    item.id.write_direct_chunk((0, 0), zlib.compress(bytes(12 * 1024)))
-
-
-def pickled(file):
-    del file["rewards"]
-    file["rewards"] = np.array([np.void(pickle.dumps(Evil()))] * 5)
-
-
-def cut(share):
-    def apply(path):
-        content = path.read_bytes()
-        path.write_bytes(content[: int(share * len(content))])
-
-    return apply
-
-
-def info(**changes):
-    return lambda path: made.change_json(path / "meta" / "info.json", **changes)
-
-
-def feature(name, **changes):
-    def apply(path):
-        file = path / "meta" / "info.json"
-        features = made.json.loads(file.read_text())["features"]
-        features[name] = features.get(name, {}) | changes
-        made.change_json(file, features=features)
-
-    return apply
-
-
-def column(file, name, values):
-    """Another column instead of the one of that name, or none."""
-
-    def apply(path):
-        (place,) = path.glob(file)
-        table = pq.read_table(place)
-        columns = {key: table[key] for key in table.column_names if key != name}
-        pq.write_table(pa.table(columns | ({} if values is None else {name: values})), place)
-
-    return apply
-
-
-def inside(place, apply):
-    return lambda path: apply(path / place)
-
-
-DATA, EPISODES, MAIN = "data/*/*.parquet", "meta/episodes/*/*.parquet", "data/main_data.hdf5"
-ACTIONS = [[0.0, 0.0]] * 5
-VIDEO = {"dtype": "video", "shape": [8, 6, 3]}
 
 CASES = {
     "d4rl truncated": (made.d4rl, cut(0.6), "not a readable hdf5 file"),
@@ -417,52 +314,3 @@ def test_looking_through_finds_the_same(tmp_path, case):
     spoil(path)
     with pytest.raises(UserError, match=message):
         survey(open_source(path))
-
-
-def png_bomb(side):
-    """A PNG file that claims side x side pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    chunks = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-IMAGES = {
-    "text": (b"not an image", "is not a readable JPEG or PNG image"),
-    "cut": (made.encoded(made.IMAGES[0], "PNG")[:60], "is not a readable JPEG or PNG image"),
-    "bomb": (png_bomb(40_000), "JPEG or PNG image|that is no camera's"),
-    "large": (png_bomb(9_000), "that is no camera's"),
-    "other format": (made.encoded(made.IMAGES[0], "GIF"), "is not a readable JPEG or PNG image"),
-    "other size": (made.encoded(made.IMAGES[0][:4], "PNG"), r"is an image \(3, 4, 6\), but meta/info.json says"),
-    "nothing": (None, "holds no image"),
-}
-
-
-@pytest.mark.parametrize("case", IMAGES)
-def test_images_refused(tmp_path, case):
-    content, message = IMAGES[case]
-    path = made.lerobot(tmp_path / "the_set", images="png")
-    rows = [{"bytes": content, "path": "/etc/passwd"}] * 5
-    column(DATA, "observation.images.top", pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()})))(path)
-    frames = read(path).images["observation.images.top"]
-    with pytest.raises(UserError, match=message) as caught:
-        frames.read(np.array([1]))
-    assert "the_set" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", b"\0\0\0\x18ftypmp42" + bytes(500)]
-)
-def test_videos_refused(tmp_path, content):
-    path = made.lerobot(tmp_path / "the_set")
-    feature("cam", **VIDEO)(path)
-    for name in ("chunk_index", "file_index", "from_timestamp"):
-        column(EPISODES, f"videos/cam/{name}", pa.array([0, 0]))(path)
-    video = path / "videos/cam/chunk-000/file-000.mp4"
-    video.parent.mkdir(parents=True)
-    video.write_bytes(content)
-    frames = read(path).images["cam"]
-    with pytest.raises(UserError, match=r"the_set.*file-000\.mp4 is not a readable mp4 file"):
-        frames.read(np.array([0]))

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
+from websockets.sync.client import connect
 
 from diffpolicy_rl.runtime.client import PolicyClient
 from diffpolicy_rl.runtime.manifest import Control, Limits, Manifest, Port
@@ -110,3 +111,8 @@ def http_get(port, path="/healthz", headers=()):
             answer += part
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode()
+
+
+def connected(live, **settings):
+    """A plain websocket, as openpi's client opens it."""
+    return connect(f"ws://127.0.0.1:{live.port}", compression=None, max_size=None, proxy=None, **settings)
