@@ -87,6 +87,18 @@ def test_every_combination_composes():
             assert set(component) == {"_target_", *config.settings(config.target(component["_target_"]))}
 
 
+def test_presets_are_those_of_a_budget_an_agent_and_perhaps_a_task():
+    of_agents = {"_".join(names) for names in itertools.product(options("budget"), options("agent"))}
+    of_tasks = {f"{name}_{env}" for name in of_agents for env in options("env")}
+    assert set(options("preset")) <= of_agents
+    assert set(options("task_preset")) <= of_tasks
+    offline = composed("agent=dql", "env=walker2d", "budget=paper", "agent.candidates=7")
+    assert (offline.budget.offline_steps, offline.budget.env_steps) == (2_000_000, 0)
+    assert (offline.agent["tau"], offline.agent["candidates"]) == (0.005, 7)  # words come last
+    both = composed("agent=reinflow", "env=hopper", "budget=paper").agent
+    assert (both["repeats"], both["lr"]) == (10, 4.5e-5)
+
+
 def test_an_agent_brings_the_policy_it_is_published_with_and_takes_another():
     flow, ddpm, gaussian = ("RectifiedFlow", "DenoisingMLP"), ("DDPM", "DenoisingMLP"), ("Gaussian", "ConditionMLP")
     for agent, (process, net) in {"bc": flow, "dppo": ddpm, "ppo": gaussian, "reinflow": flow}.items():
