@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Figures, several, take_turns, with_plain_fp32
 from benchmarks.textbook import TextbookNet
-from diffpolicy_rl.bundles.graph import OBSERVATION, Deployment, export_graphs
+from diffpolicy_rl.bundles.examples import OBSERVATION
+from diffpolicy_rl.bundles.graph import Deployment, export_graphs
 from diffpolicy_rl.bundles.writing import About, manifest_of
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.mlp import DenoisingMLP

@@ -15,8 +15,8 @@ from benchmarks.records import Finished, write_results
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.training.machine import available_cores
 from diffpolicy_rl.training.run import read_config
-from diffpolicy_rl.training.threads import available_cores
 
 _USAGE = "python -m benchmarks.run suite=NAME [agents=NAME,...] [tasks=NAME,...] [seeds=N] [workers=N] [folder=FOLDER]"
 

@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         from diffpolicy_rl.bundles.checks import verify
     except ImportError as error:
-        raise UserError("verify needs extra packages: pip install 'diffpolicy_rl[export]'") from error
+        missing = error.name or "extra packages"
+        raise UserError(f"verify needs {missing}: pip install 'diffpolicy_rl[export]'") from error
     failed: list[str] = []
     for check in verify(Path(config.bundle)):
         print(f"{'pass' if check.passed else 'FAIL'}  {check.name:8}  {check.detail}", flush=True)

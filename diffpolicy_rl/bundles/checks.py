@@ -10,9 +10,8 @@ from typing import NamedTuple
 import jsonschema
 import numpy as np
 
-from diffpolicy_rl.bundles.examples import SCALE, bundle_answers, errors, read_examples
-from diffpolicy_rl.bundles.graph import ACTIONS, NOISE
-from diffpolicy_rl.bundles.measure import TOLERANCE, measure_latency
+from diffpolicy_rl.bundles.examples import ACTIONS, NOISE, SCALE, TOLERANCE, bundle_answers, errors, read_examples
+from diffpolicy_rl.bundles.measure import measure_latency
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.files import read_bundle

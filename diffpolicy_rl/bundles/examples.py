@@ -1,4 +1,7 @@
-"""Inputs of a bundle and what torch made of them: how far onnxruntime is from it, and the file that keeps some."""
+"""Inputs of a bundle and what torch made of them: how far onnxruntime is from it, and the file that keeps some.
+
+Without torch, as all that checks a bundle on the robot's computer.
+"""
 
 import io
 import math
@@ -8,51 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from diffpolicy_rl.bundles.graph import ACTIONS, NOISE, OBSERVATION, Deployment, without_noise
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
 
 Arrays = dict[str, NDArray[np.float32]]
+OBSERVATION, NOISE, ACTION, ACTIONS = "observation", "noise", "action", "actions"
 SCALE = "action_scale"  # D, what one normalised unit of an action is in its own
 CORRECTED, SCORE = "corrected", "score"
+TOLERANCE = 1e-5  # of every output, in normalised units
 _MOST_BYTES = 1 << 28  # of all arrays of a file
 _NUMBERS = ("<f4", "|u1")
-
-
-def random_inputs(deployment: Deployment, noise: tuple[int, ...] | None, rows: int, seed: int) -> Arrays:
-    """Observations as the policy's data has them, and noise, of so many rows."""
-    generator = torch.Generator().manual_seed(seed)
-    unit = torch.randn((rows, *deployment.obs_shape), generator=generator)
-    inputs = {OBSERVATION: deployment.obs_normalizer.inverse(unit)}
-    if noise is not None:
-        inputs[NOISE] = torch.randn((rows, *noise), generator=generator)
-    return {name: value.numpy() for name, value in inputs.items()}
-
-
-@torch.no_grad()
-def torch_answers(deployment: Deployment, inputs: Arrays, planned: NDArray[np.float32] | None = None) -> Arrays:
-    """What the policy itself gives, in the precision of its weights: actions, and corrected ones and scores if any.
-
-    Args:
-        deployment: the policy.
-        inputs: observations and noise.
-        planned: the chunks that are corrected and scored, by default its own.
-    """
-    policy, like = deployment.policy, deployment.obs_normalizer.scale
-    obs = torch.from_numpy(inputs[OBSERVATION]).to(like)
-    noise = [torch.from_numpy(inputs[NOISE]).to(like)] if NOISE in inputs else []
-    actions = (policy if noise else without_noise(policy))(obs, *noise)
-    chunk = actions if planned is None else torch.from_numpy(planned).to(like)
-    found: dict[str, Tensor] = {ACTIONS: actions}
-    if policy.per_step:
-        found[CORRECTED] = policy.correct(obs, chunk[:, 0])
-    if policy.scores:
-        found[SCORE] = policy.score(obs, chunk)
-    return {name: value.numpy() for name, value in found.items()}
 
 
 def bundle_answers(bundle: Bundle, inputs: Mapping[str, np.ndarray], planned: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.bundles.examples import ACTION, ACTIONS, NOISE, OBSERVATION
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.linear import Linear
 from diffpolicy_rl.policies.normalize import Normalizer
@@ -24,7 +25,6 @@ from diffpolicy_rl.runtime.onnx_file import check_onnx
 from diffpolicy_rl.types import DeployedPolicy
 
 OPSET = 18  # the newest that TensorRT and onnxruntime on small computers read alike
-OBSERVATION, NOISE, ACTION, ACTIONS = "observation", "noise", "action", "actions"
 _ROWS = 2
 
 

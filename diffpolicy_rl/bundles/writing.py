@@ -15,9 +15,10 @@ from typing import Any
 from safetensors.torch import save
 
 from diffpolicy_rl.bundles.card import card
-from diffpolicy_rl.bundles.examples import SCALE, write_examples
-from diffpolicy_rl.bundles.graph import ACTIONS, OBSERVATION, Deployment, export_graphs
-from diffpolicy_rl.bundles.measure import measure_latency, measure_parity
+from diffpolicy_rl.bundles.examples import ACTIONS, OBSERVATION, SCALE, write_examples
+from diffpolicy_rl.bundles.graph import Deployment, export_graphs
+from diffpolicy_rl.bundles.measure import measure_latency
+from diffpolicy_rl.bundles.parity import measure_parity
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError

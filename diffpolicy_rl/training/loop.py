@@ -23,11 +23,12 @@ from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_tex
 from diffpolicy_rl.training.config import TrainConfig, modules_of, to_plain
 from diffpolicy_rl.training.evaluation import MAX_ENVS, describe, evaluate_policy
 from diffpolicy_rl.training.logger import Console, Logger
+from diffpolicy_rl.training.machine import available_cores
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.run import check_same_run, checkpoint_state, load_agent, load_base
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
 from diffpolicy_rl.training.students import load_teacher, starting_student
-from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, use_fast_fp32
+from diffpolicy_rl.training.threads import keep_freed_memory, use_fast_fp32
 from diffpolicy_rl.types import Agent, DeployedPolicy, State, Student, VecEnv
 
 _CHECKPOINT_SECONDS = 120.0

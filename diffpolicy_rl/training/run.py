@@ -22,7 +22,7 @@ from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.build import build_agent, build_policy, phase_component, pick_device
 from diffpolicy_rl.training.checkpoint import Checkpoints, read_state, write_text
 from diffpolicy_rl.training.config import TrainConfig, modules_of, refuse_foreign_code, resolve, to_plain
-from diffpolicy_rl.training.threads import available_cores
+from diffpolicy_rl.training.machine import machine
 from diffpolicy_rl.types import Agent, DeployedPolicy, Spec, State
 
 _PACKAGES = ("diffpolicy_rl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "h5py", "safetensors")
@@ -105,12 +105,6 @@ def _entry_point() -> str:
 def versions() -> dict[str, str | None]:
     """Versions of Python and of what figures depend on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
-def machine() -> dict[str, Any]:
-    """What figures were measured on."""
-    system = f"{platform.system()} {platform.machine()}"
-    return {"system": system, "processor": _processor(), "cores": available_cores()}
 
 
 def checkpoint_state(config: TrainConfig, spec: Spec) -> State:
@@ -228,11 +222,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

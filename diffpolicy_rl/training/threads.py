@@ -6,15 +6,9 @@ Updates use every core.
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Iterator
 
 import torch
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked}:
-            raise ImportError(name + " is blocked")
+            raise ImportError(name + " is blocked", name=name)
 sys.meta_path.insert(0, Blocked())
 """
 
@@ -161,6 +161,13 @@ assert not {{name.partition(".")[0] for name in sys.modules}} & {{"torch", "onnx
 """
     done = blocked(code, "torch", "onnx", "gymnasium", "yaml", "jsonschema")
     assert done.stdout == "(1, 4, 3)\n", done.stderr
+
+
+def test_verify_needs_no_torch_and_says_which_package_it_lacks(exported):
+    code = f"from diffpolicy_rl import cli, verify; sys.argv = ['verify', {str(exported)!r}]; cli.run(verify.main)"
+    done = blocked(code, "torch", "onnx", "gymnasium")
+    assert done.stdout.endswith("passes\n"), done.stderr
+    assert "error: verify needs jsonschema: pip install" in blocked(code, "jsonschema").stderr
 
 
 @pytest.mark.parametrize("name", ["policy.onnx", "residual.onnx", "policy.safetensors", "examples.npz", "README.md"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffpolicy_rl.bundles.graph import double_precision, export_graphs
-from diffpolicy_rl.bundles.measure import measure_parity
+from diffpolicy_rl.bundles.parity import measure_parity
 from diffpolicy_rl.bundles.writing import manifest_of
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError

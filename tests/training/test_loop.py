@@ -14,11 +14,12 @@ from diffpolicy_rl.data.d4rl import Transitions, read, write
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.config import resolve, to_plain
 from diffpolicy_rl.training.logger import Console, read_metrics
+from diffpolicy_rl.training.machine import available_cores
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.plots import record_video
 from diffpolicy_rl.training.run import claim, load_agent
 from diffpolicy_rl.training.signals import Interrupted, StopSignals
-from diffpolicy_rl.training.threads import available_cores, keep_freed_memory, torch_threads, use_fast_fp32
+from diffpolicy_rl.training.threads import keep_freed_memory, torch_threads, use_fast_fp32
 from tests.training.tiny_run import MLP, tiny
 
 
