@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jsonschema
 import numpy as np
 
-from diffpolicy_rl.bundles.examples import ACTIONS, NOISE, SCALE, TOLERANCE, bundle_answers, errors, read_examples
+from diffpolicy_rl.bundles.examples import ACTIONS, NOISE, SCALE, bundle_answers, errors, read_examples, require_close
 from diffpolicy_rl.bundles.measure import measure_latency
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
@@ -109,7 +109,7 @@ class _Opened:
     def parity(self) -> str:
         """The graphs give what torch gave when the bundle was made."""
         answers = bundle_answers(self.bundle, self.arrays, self.arrays[ACTIONS])
-        return self._close(answers, self.arrays, TOLERANCE)
+        return self._close(answers, self.arrays, "torch's")
 
     def batches(self) -> str:
         """A row alone gives what it gives among others."""
@@ -117,7 +117,7 @@ class _Opened:
         parts = [{n: a if n == SCALE else a[i : i + 1] for n, a in self.arrays.items()} for i in range(_FEWEST)]
         rows = [bundle_answers(self.bundle, part, part[ACTIONS]) for part in parts]
         alone = {name: np.concatenate([row[name] for row in rows]) for name in batch}
-        return self._close(alone, {name: array[:_FEWEST] for name, array in batch.items()}, TOLERANCE)
+        return self._close(alone, {name: array[:_FEWEST] for name, array in batch.items()}, "that of a batch")
 
     def limits(self) -> str:
         """Most of the examples' actions lie within the limits; else units or limits are not what they seem."""
@@ -136,9 +136,6 @@ class _Opened:
             raise BundleError(f"{told}, but the budget is {budget:g} ms")
         return f"{told}, budget {budget:g} ms"
 
-    def _close(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float) -> str:
+    def _close(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], whose: str) -> str:
         far = {name: errors(ours[name], theirs[name], name, self.arrays[SCALE]).max() for name in ours}
-        told = ", ".join(f"{name} within {value:.1e}" for name, value in far.items())
-        if max(far.values()) > tolerance:
-            raise BundleError(f"{told}, but {tolerance:g} is allowed")
-        return told
+        return require_close(far, whose)

@@ -48,6 +48,19 @@ def errors(ours: np.ndarray, theirs: np.ndarray, name: str, scale: np.ndarray) -
     return np.where(np.isnan(far), np.inf, far)
 
 
+def require_close(far: Mapping[str, float], theirs: str) -> str:
+    """Say how far each output is from what it should be; BundleError if one is farther than ``TOLERANCE``.
+
+    Args:
+        far: the largest of ``errors`` by the output's name.
+        theirs: what it should be.
+    """
+    name = max(far, key=lambda output: far[output])
+    if far[name] > TOLERANCE:
+        raise BundleError(f"the output {name!r} differs from {theirs} by {far[name]:.1e}, but {TOLERANCE:g} is allowed")
+    return ", ".join(f"{output} within {value:.1e}" for output, value in far.items())
+
+
 def write_examples(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name."""
     with path.open("wb") as file:

@@ -19,6 +19,7 @@ from diffpolicy_rl.bundles.examples import (
     Arrays,
     bundle_answers,
     errors,
+    require_close,
 )
 from diffpolicy_rl.bundles.graph import Deployment, without_noise
 from diffpolicy_rl.runtime.bundle import Bundle
@@ -71,6 +72,13 @@ def measure_parity(deployment: Deployment, bundle: Bundle) -> Parity:
     units = "actions in normalised units; scores relative to what is above 1"
     report = {"rows": ROWS, "seed": _SEED, "tolerance": TOLERANCE, "units": units, "outputs": outputs}
     return Parity(inputs, torch32, report)
+
+
+def require_parity(parity: Parity) -> None:
+    """Raise BundleError if ``verify`` would not pass the graphs on these inputs."""
+    outputs = parity.report["outputs"]
+    for pair, theirs in (("onnx_torch", "torch's"), ("batch_1_batch_64", "that of a batch")):
+        require_close({name: pairs[pair]["max"] for name, pairs in outputs.items()}, theirs)
 
 
 def random_inputs(deployment: Deployment, noise: tuple[int, ...] | None, rows: int, seed: int) -> Arrays:

@@ -18,7 +18,7 @@ from diffpolicy_rl.bundles.card import card
 from diffpolicy_rl.bundles.examples import ACTIONS, OBSERVATION, SCALE, write_examples
 from diffpolicy_rl.bundles.graph import Deployment, export_graphs
 from diffpolicy_rl.bundles.measure import measure_latency
-from diffpolicy_rl.bundles.parity import measure_parity
+from diffpolicy_rl.bundles.parity import measure_parity, require_parity
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
@@ -69,7 +69,8 @@ def write_bundle(out: Path, deployment: Deployment, about: About) -> Manifest:
         about: everything else.
 
     Raises:
-        UserError: if the policy cannot be exported, what is said about it is not sound, or ``out`` is no bundle.
+        UserError: if the policy cannot be exported, its graphs are not what torch computes, what is said about it is
+            not sound, or ``out`` is no bundle.
     """
     _refuse_foreign(out)
     try:
@@ -77,6 +78,7 @@ def write_bundle(out: Path, deployment: Deployment, about: About) -> Manifest:
         manifest = manifest_of(deployment, about, graphs.contents, graphs.noise, graphs.horizon)
         bundle = Bundle(manifest, graphs.contents)
         parity = measure_parity(deployment, bundle)
+        require_parity(parity)
         latency = measure_latency(bundle, parity.inputs, parity.answers[ACTIONS])
         with _appearing(out) as folder:
             for name, content in graphs.contents.items():

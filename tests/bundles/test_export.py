@@ -295,3 +295,14 @@ def test_a_bundle_that_would_not_be_sound_is_not_written(tmp_path):
         with pytest.raises(UserError, match=f"no bundle can be made: manifest.json: .*{message}"):
             write_bundle(tmp_path / "out", awkward(half), dataclasses.replace(ABOUT, **wrong))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_not_what_torch_computes_is_not_written(tmp_path):
+    def off(obs):
+        return obs[:, None] / 2 + (1e-3 if torch.compiler.is_compiling() else 0.0)  # in the graph alone
+
+    with pytest.raises(
+        UserError, match=r"no bundle can be made: .*'actions' differs from torch's by 1\.0e-03, but 1e-05 is"
+    ):
+        write_bundle(tmp_path / "out", awkward(off), ABOUT)
+    assert list(tmp_path.iterdir()) == []
