@@ -124,6 +124,7 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     from diffpolicy_rl.training.checkpoint import write_text
     from diffpolicy_rl.training.evaluation import describe
     from diffpolicy_rl.training.plots import plot_spread
+    from diffpolicy_rl.training.verdict import verdict_line
 
     write_text(out / "distillation.json", json.dumps(report, indent=2))
     for name in ("teacher", "student"):
@@ -138,14 +139,6 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     if report["cost"]["share"] is not None:
         print("training took {student_s:.0f} s, {share:.1%} of the teacher's".format_map(report["cost"]))
     print(f"wrote {out}")
-
-
-def verdict_line(verdict: dict[str, Any]) -> str:
-    """One sentence about non-inferiority."""
-    result = "not inferior" if verdict["passed"] else "NOT SHOWN to be as good"
-    digits = 3 if verdict["measure"] == "success" else 1
-    low, mean, high, margin = (f"{verdict[name]:.{digits}f}" for name in ("ci_low", "difference", "ci_high", "margin"))
-    return f"student less teacher, {verdict['measure']}: {mean}, 95 % CI [{low}, {high}], margin {margin}: {result}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Export a run's policy for a robot: ``python -m diffpolicy_rl.export runs/<run> out=bundle/``."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,16 @@ def main(argv: Sequence[str]) -> None:
     assert shape is not None
     about, out = _about(config, folder, settings, agent, env), config.out
     manifest = write_bundle(Path(out), Deployment(policy, tuple(shape), *normalizers), about)
+    _warn(about.evaluation["distillation"])
     print(f"wrote {out}: {', '.join(manifest.graphs.values())}; check it: python -m diffpolicy_rl.verify {out}")
+
+
+def _warn(taught: dict[str, Any] | None) -> None:
+    """Say if nothing shows that a student is as good as its teacher."""
+    if taught is None or (taught["verdict"] and taught["verdict"]["passed"]):
+        return
+    reason = "it was not shown to be as good" if taught["verdict"] else "this checkpoint was never compared with it"
+    print(f"warning: this is a student of {taught['teacher']}, but {reason}", file=sys.stderr)
 
 
 def _about(config: ExportConfig, folder: Path, settings: "TrainConfig", agent: "Agent", env: "VecEnv") -> "About":
@@ -118,7 +128,7 @@ def _about(config: ExportConfig, folder: Path, settings: "TrainConfig", agent: "
         algorithm=type(agent).__name__,
         rate_hz=float(rate),
         limits=_limits(config, env),
-        evaluation=evaluation(folder, config.which, settings.env.id, agent.deploy()),
+        evaluation=evaluation(folder, config.which, settings, agent),
         source=source(folder, config.which, settings, agent),
         names=config.names or None,
         units=config.units,

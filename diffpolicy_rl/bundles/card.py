@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from diffpolicy_rl.runtime.manifest import Limits, Manifest, Port
+from diffpolicy_rl.training.verdict import verdict_line
 
 _GRAPHS = {
     "policy": "observations (and noise) to chunks of actions, once per chunk",
@@ -36,7 +37,7 @@ def card(manifest: Manifest, evaluation: dict[str, Any], parity: dict[str, Any],
 A policy trained with {manifest.algorithm}, exported for control at {control.rate_hz:g} Hz. Each call gives
 {control.horizon} actions, of which {control.execute} are executed before the next one.
 
-{_result(evaluation)}
+{_result(evaluation)}{_distillation(evaluation["distillation"])}
 
 ## Interface
 
@@ -106,6 +107,13 @@ def _result(evaluation: dict[str, Any]) -> str:
         f"On {task}: return {result['mean']:.4g} [{result['ci_low']:.4g}, {result['ci_high']:.4g}] (95 % interval of "
         f"the mean, {result['episodes']} episodes){success}.{' ' + evaluation['note'] if evaluation['note'] else ''}"
     )
+
+
+def _distillation(taught: dict[str, Any] | None) -> str:
+    if taught is None:
+        return ""
+    verdict = verdict_line(taught["verdict"]) if taught["verdict"] else "this checkpoint was never compared with it"
+    return f"\n\nA student of the run {taught['teacher']} ({taught['teacher_which']}) by {taught['method']}: {verdict}."
 
 
 def _ports(manifest: Manifest) -> str:

@@ -8,21 +8,21 @@ from typing import Any
 from diffpolicy_rl.bundles.graph import OPSET
 from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.run import commit
-from diffpolicy_rl.types import Agent, DeployedPolicy
+from diffpolicy_rl.types import Agent
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-def evaluation(folder: Path, which: str, env_id: str, policy: DeployedPolicy) -> dict[str, Any]:
+def evaluation(folder: Path, which: str, settings: TrainConfig, agent: Agent) -> dict[str, Any]:
     """The run's own evaluation of the policy, episode by episode, or None where it made none.
 
     Args:
         folder: the run.
         which: the checkpoint that is exported.
-        env_id: of the task.
-        policy: what was evaluated; where something stands in for it in the bundle, a note says so.
+        settings: of the run.
+        agent: whose policy was evaluated; where something stands in for it in the bundle, a note says so.
     """
-    summary = _read(folder / "summary.json")
+    policy, summary = agent.deploy(), _read(folder / "summary.json")
     name = {"last": "final"}.get(which, which)
     standing_in = policy.exportable()
     note = ""
@@ -32,7 +32,21 @@ def evaluation(folder: Path, which: str, env_id: str, policy: DeployedPolicy) ->
             "stands in for it where no graph can compute it."
         )
     versions = _read(folder / "manifest.json").get("versions", {})
-    return {"env": env_id, "which": which, "result": summary.get(name), "note": note, "versions": versions}
+    about = {"env": settings.env.id, "which": which, "result": summary.get(name), "note": note, "versions": versions}
+    return about | {"distillation": _distillation(folder, which, settings, agent)}
+
+
+def _distillation(folder: Path, which: str, settings: TrainConfig, agent: Agent) -> dict[str, Any] | None:
+    """Who taught a student, how, and whether it is as good, if that was measured; None for all others."""
+    if settings.teacher is None:
+        return None
+    compared = _read(folder / "distillation.json") if which == "last" else {}  # which no other checkpoint was
+    return {
+        "teacher": Path(settings.teacher).resolve().name,
+        "teacher_which": settings.teacher_which,
+        "method": type(agent).__name__,
+        "verdict": compared.get("verdict"),
+    }
 
 
 def source(folder: Path, which: str, settings: TrainConfig, agent: Agent) -> dict[str, str]:

@@ -72,6 +72,14 @@ def non_inferiority(teacher: dict[str, Any], student: dict[str, Any]) -> dict[st
     }
 
 
+def verdict_line(verdict: dict[str, Any]) -> str:
+    """One sentence about non-inferiority."""
+    result = "not inferior" if verdict["passed"] else "NOT SHOWN to be as good"
+    digits = 3 if verdict["measure"] == "success" else 1
+    low, mean, high, margin = (f"{verdict[name]:.{digits}f}" for name in ("ci_low", "difference", "ci_high", "margin"))
+    return f"student less teacher, {verdict['measure']}: {mean}, 95 % CI [{low}, {high}], margin {margin}: {result}"
+
+
 def visited(policy: DeployedPolicy, env: VecEnv, decisions: int, seed: int) -> Tensor:
     """Observations (N decisions, O) that a policy meets in its first decisions."""
     driver, (obs, _) = Driver(policy, env, seed), env.reset(seed=seed)

@@ -45,7 +45,7 @@ FAMILIES = {
     "td3_bc": (Gaussian(), 1, "condition"),
     "fisor": (RectifiedFlow(), 1, "mlp"),
 }
-EVALUATION = {"env": "Toy-v0", "result": None, "note": ""}
+EVALUATION = {"env": "Toy-v0", "result": None, "note": "", "distillation": None}
 ABOUT = About("tiny", "Tiny", 50.0, Limits((-2.0, -2.0), (2.0, 4.0), (10.0, 10.0), None, None, None), EVALUATION, {})
 
 

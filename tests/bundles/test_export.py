@@ -132,6 +132,34 @@ def test_a_bundle_of_a_run(run, exported):
     assert str(run.parent) not in (exported / "manifest.json").read_text()
 
 
+def test_a_bundle_of_a_student_says_who_taught_it_and_whether_it_is_as_good(tmp_path, capsys):
+    folder, out = tmp_path / "student", tmp_path / "bundle"
+    train.train(tiny(folder, "regress"))
+    verdict = {"measure": "return", "difference": -9.0, "ci_low": -18.0, "ci_high": -1.0, "margin": 5.0}
+
+    def made(passed, which="last"):
+        if passed is not None:
+            (folder / "distillation.json").write_text(json.dumps({"verdict": verdict | {"passed": passed}}))
+        export.main([str(folder), f"out={out}", f"which={which}"])
+        evaluation, card = json.loads((out / "evaluation.json").read_text()), (out / "README.md").read_text()
+        return evaluation["distillation"], card, capsys.readouterr().err
+
+    about = {"teacher": "teacher", "teacher_which": "last", "method": "Regress"}
+    found, card, said = made(None)
+    assert found == about | {"verdict": None}
+    assert "A student of the run teacher (last) by Regress: this checkpoint was never compared with it." in card
+    assert said == "warning: this is a student of teacher, but this checkpoint was never compared with it\n"
+    found, card, said = made(False)
+    assert found == about | {"verdict": verdict | {"passed": False}}
+    assert "by Regress: student less teacher, return: -9.0, 95 % CI [-18.0, -1.0], margin 5.0: NOT SHOWN to be" in card
+    assert said == "warning: this is a student of teacher, but it was not shown to be as good\n"
+    found, card, said = made(True)
+    assert found["verdict"]["passed"]
+    assert "margin 5.0: not inferior." in card
+    assert said == ""
+    assert made(True, "best")[0]["verdict"] is None  # the last checkpoint is what was compared
+
+
 def test_verify_passes_a_folder_and_a_zip(exported, tmp_path, capsys):
     verify.main([str(exported)])
     assert "passes" in capsys.readouterr().out
