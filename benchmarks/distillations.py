@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.records import NUMBERS, agent_of, provenance
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.run import read_config
+from diffpolicy_rl.training.verdict import SPREAD_LIMIT
 
 NAME = "distillations"
 
@@ -34,7 +35,8 @@ def _record(run: Path) -> dict[str, Any]:
 def table(students: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row per student."""
     lines = [
-        "| teacher, task | K | student | teacher's | student's | difference, 95 % CI | margin | not inferior | spread "
+        "| teacher, task | K | student | teacher's | student's | difference, 95 % CI | margin | not inferior "
+        f"| spread, {SPREAD_LIMIT} at most to be alike "
         "| minutes | of the teacher's |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpolicy_rl import cli
-from diffpolicy_rl.errors import require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 
 if TYPE_CHECKING:
     from diffpolicy_rl.training.config import TrainConfig
@@ -68,27 +68,35 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(config: DistillConfig, teaching: "TrainConfig", teacher: "DeployedPolicy", out: Path) -> None:
-    """Train the student, or go on where that stopped."""
-    from diffpolicy_rl.training.run import read_config
+    """Train the student, or go on where that stopped.
+
+    Raises:
+        UserError: if ``out`` holds another run.
+    """
+    from diffpolicy_rl.training.run import differences, read_config
     from diffpolicy_rl.training.session import train
     from diffpolicy_rl.training.students import student_config
 
-    if (out / "summary.json").exists():
+    student = student_config(
+        config.run,
+        config.which,
+        config.method,
+        teaching,
+        teacher,
+        config.env_steps,
+        config.num_envs,
+        config.value_weight,
+    )
+    student = dataclasses.replace(student, run_dir=str(out), seed=config.seed, threads=config.threads)
+    begun, finished = (out / "checkpoints" / "last").exists(), (out / "summary.json").exists()
+    if begun or finished:
+        there = dataclasses.replace(read_config(out, config.trust), run_dir=str(out), threads=config.threads)
+        for name, ours, theirs in differences(student, there):
+            raise UserError(f"{out} holds a run with {name}={theirs}, not {ours}; choose another out")
+    if finished:
         print(f"{out} is trained already, so that only the comparison is made anew")
-    elif (out / "checkpoints" / "last").exists():
-        train(dataclasses.replace(read_config(out, config.trust), run_dir=str(out)), resumed=True)
     else:
-        student = student_config(
-            config.run,
-            config.which,
-            config.method,
-            teaching,
-            teacher,
-            config.env_steps,
-            config.num_envs,
-            config.value_weight,
-        )
-        train(dataclasses.replace(student, run_dir=str(out), seed=config.seed, threads=config.threads))
+        train(student, resumed=begun)
 
 
 def _compare(
@@ -124,7 +132,7 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     from diffpolicy_rl.training.checkpoint import write_text
     from diffpolicy_rl.training.evaluation import describe
     from diffpolicy_rl.training.plots import plot_spread
-    from diffpolicy_rl.training.verdict import verdict_line
+    from diffpolicy_rl.training.verdict import SPREAD_LIMIT, verdict_line
 
     write_text(out / "distillation.json", json.dumps(report, indent=2))
     for name in ("teacher", "student"):
@@ -134,7 +142,7 @@ def _write(out: Path, report: dict[str, Any]) -> None:
         plot_spread(out / "spread.png", report["spread"]["by_state"])
         print(
             "energy distance to the teacher {to_teacher:.4f}, of the teacher to itself {teacher_to_itself:.4f}: "
-            "{ratio:.2f} times".format_map(report["spread"])
+            f"{{ratio:.2f}} times, {SPREAD_LIMIT} at most to be alike".format_map(report["spread"])
         )
     if report["cost"]["share"] is not None:
         print("training took {student_s:.0f} s, {share:.1%} of the teacher's".format_map(report["cost"]))

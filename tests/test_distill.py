@@ -77,5 +77,10 @@ def test_refusals(tmp_path, teacher):
         distill.main([str(tmp_path / "nothing")])
     with pytest.raises(UserError, match="method=onedp knows no critics"):
         distill.main([str(teacher), "method=onedp", "value_weight=1"])
+    distill.main([str(teacher), *WORDS, f"out={tmp_path / 'student'}"])
+    with pytest.raises(UserError, match=r"holds a run with agent\._target_=.*Regress, not .*Reflow"):
+        distill.main([str(teacher), *WORDS, f"out={tmp_path / 'student'}", "method=shortcut"])
+    with pytest.raises(UserError, match=r"holds a run with teacher_which=last, not base"):
+        distill.main([str(teacher), *WORDS, f"out={tmp_path / 'student'}", "which=base"])
     with pytest.raises(UserError, match="env_steps"):
         distill.main([str(teacher), "env_steps=0"])

@@ -114,10 +114,14 @@ def checkpoint_state(config: TrainConfig, spec: Spec) -> State:
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
     """Raise UserError unless a checkpoint was made with these settings, apart from when and where to stop."""
-    ours = to_plain(config)
     changeable = {field: saved.get(field) for field in ("iterations", "max_minutes", "run_dir")}
-    for name, mine, theirs in _differences(ours | changeable, saved, ""):
+    for name, mine, theirs in _differences(to_plain(config) | changeable, saved, ""):
         raise UserError(f"the checkpoint in {folder} was made with {name}={theirs}, but the run's config says {mine}")
+
+
+def differences(ours: TrainConfig, theirs: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Settings in which two runs differ: their dotted name, and both values."""
+    return _differences(to_plain(ours), to_plain(theirs), "")
 
 
 def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -15,6 +15,12 @@ from diffpolicy_rl.types import DeployedPolicy, Obs, VecEnv
 SUCCESS_MARGIN, RETURN_MARGIN = 0.05, 0.05
 """How much worse a student may be: 5 points of success, or 5 % of the teacher's return."""
 
+COST_MARGIN = 1.0
+"""How much more an episode of the student may cost: a tenth of the limit of the tasks with costs."""
+
+FEWEST = 100
+"""Paired episodes below which nothing is said to be as good."""
+
 SPREAD_LIMIT = 1.5
 """Energy distance to the teacher over that between two sets of the teacher's own samples."""
 
@@ -51,24 +57,36 @@ def compare(
 def non_inferiority(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
     """The mean paired difference, its 95 % interval, and whether that lies above minus the margin.
 
+    Where episodes have costs, the student's may not be higher by more than ``COST_MARGIN`` either. Fewer than
+    ``FEWEST`` episodes pass nothing: few of them are often all alike, and their interval has no width.
+
     Args:
         teacher: an evaluation.
         student: one of the same episodes.
 
     Returns:
-        measure (success where there is one, else return), difference, ci_low, ci_high, margin, passed.
+        measure (success where there is one, else return), difference, ci_low, ci_high, margin, episodes, passed; with
+        costs also cost_difference and cost_ci_high.
     """
     measure = "success" if "wins" in teacher else "return"
     pairs = zip(*(result["wins" if measure == "success" else "returns"] for result in (student, teacher)), strict=True)
     mean, _, half = moments([float(ours) - float(theirs) for ours, theirs in pairs])
     margin = SUCCESS_MARGIN if measure == "success" else RETURN_MARGIN * abs(teacher["mean"])
-    return {
+    passed = mean - half > -margin and len(teacher["returns"]) >= FEWEST
+    cost: dict[str, float] = {}
+    if "costs" in teacher:
+        pairs = zip(student["costs"], teacher["costs"], strict=True)
+        more, _, uncertain = moments([ours - theirs for ours, theirs in pairs])
+        cost = {"cost_difference": more, "cost_ci_high": more + uncertain}
+        passed = passed and more + uncertain < COST_MARGIN
+    return cost | {
         "measure": measure,
         "difference": mean,
         "ci_low": mean - half,
         "ci_high": mean + half,
         "margin": margin,
-        "passed": mean - half > -margin,
+        "episodes": len(teacher["returns"]),
+        "passed": passed,
     }
 
 
@@ -118,7 +136,7 @@ def spread(
     Returns:
         Mean energy distances ``to_teacher`` and ``teacher_to_itself``, in units of the mean distance between two of the
         teacher's samples; their ``ratio``, and whether that is below ``SPREAD_LIMIT``, ``passed``; ``by_state`` both.
-        None where the teacher has no noise.
+        None where the teacher is certain of what it does.
     """
     if teacher.noise_shape is None:
         return None
@@ -132,6 +150,8 @@ def spread(
 
     first, second, other = drawn(teacher), drawn(teacher), drawn(student)
     scale = torch.cdist(first, second).mean()
+    if scale == 0:  # a Gaussian policy is given noise that it does not use
+        return None
     distances = {"to_teacher": energy_distance(first, other), "teacher_to_itself": energy_distance(first, second)}
     means = {name: (values.mean() / scale).item() for name, values in distances.items()}
     ratio = means["to_teacher"] / means["teacher_to_itself"]

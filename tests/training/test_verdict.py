@@ -33,19 +33,35 @@ class Silent(DeployedPolicy):
 
 
 def test_paired_difference_by_hand():
-    teacher = {"mean": 100.0, "returns": [90.0, 100.0, 110.0, 100.0]}
-    student = {"returns": [88.0, 101.0, 108.0, 99.0]}
+    teacher = {"mean": 100.0, "returns": [90.0, 100.0, 110.0, 100.0] * 25}
+    student = {"returns": [88.0, 101.0, 108.0, 99.0] * 25}
     verdict = non_inferiority(teacher, student)
-    half = 1.96 * math.sqrt(((-1) ** 2 + 2**2 + (-1) ** 2 + 0) / 3 / 4)  # of -2, 1, -2, -1 about -1
+    half = 1.96 * math.sqrt(25 * ((-1) ** 2 + 2**2 + (-1) ** 2 + 0) / 99 / 100)  # of -2, 1, -2, -1 about -1
     assert verdict["measure"] == "return"
     assert verdict["difference"] == pytest.approx(-1)
     assert (verdict["ci_low"], verdict["ci_high"]) == pytest.approx((-1 - half, -1 + half))
     assert verdict["margin"] == pytest.approx(5)
     assert verdict["passed"]
     assert not non_inferiority(teacher | {"mean": 20.0}, student)["passed"]
-    uncertain = non_inferiority(teacher | {"mean": 40.0}, student)
+    uncertain = non_inferiority(teacher | {"mean": 22.0}, student)
     assert uncertain["ci_low"] < -uncertain["margin"] < uncertain["difference"]
     assert not uncertain["passed"]
+
+
+def test_few_episodes_pass_nothing():
+    alike = {"mean": 100.0, "returns": [100.0] * 99}
+    assert not non_inferiority(alike, alike)["passed"]
+    enough = alike | {"returns": [100.0] * 100}
+    assert non_inferiority(enough, enough)["passed"]
+
+
+def test_a_student_that_costs_more_does_not_pass():
+    teacher = {"mean": 100.0, "returns": [100.0] * 100, "costs": [0.0, 2.0] * 50}
+    assert non_inferiority(teacher, teacher)["passed"]
+    verdict = non_inferiority(teacher, teacher | {"costs": [0.0, 4.0] * 50})
+    assert verdict["cost_difference"] == pytest.approx(1)
+    assert verdict["cost_ci_high"] == pytest.approx(1 + 1.96 * math.sqrt(100 / 99 / 100))
+    assert not verdict["passed"]
 
 
 def test_success_counts_where_there_is_one():
@@ -74,6 +90,10 @@ def test_energy_distance_by_hand():
     # across: 1, 5, 1, 3; within: 0, 2, 2, 0 and 0, 4, 4, 0
     assert energy_distance(x, y).item() == pytest.approx(2 * 2.5 - 1 - 2)
     assert energy_distance(x, x).item() == 0
+
+
+def test_a_teacher_that_does_not_use_its_noise_has_no_spread():
+    assert spread(Normal(scale=0.0), Normal(), torch.zeros(5, 11), samples=8) is None
 
 
 def test_spread_tells_what_is_wrong_with_a_student():
