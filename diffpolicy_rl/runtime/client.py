@@ -81,7 +81,7 @@ class PolicyClient:
         self._addresses = [(family, address) for family, _, _, _, address in found]
         self._uri = parse_uri(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")
         self._connection: _Connection | None = None
-        self._starts = False
+        self._resets = self._told_resets = 0
         self._lock = threading.Lock()
         with self._clear_errors():
             self._connect(time.monotonic() + timeout_s)
@@ -98,25 +98,25 @@ class PolicyClient:
             WireError: if the observations cannot be sent.
         """
         until = time.monotonic() + self.timeout_s
+        resets = self._resets  # a later one is not for these observations
         if not self._lock.acquire(timeout=self.timeout_s):
             raise ServerLost(f"another request to {self._name} is still under way after {self.timeout_s:g} s")
         try:
-            starts = self._starts
-            frame = wire.pack({**obs, wire.RESET: True} if starts else dict(obs))
+            frame = wire.pack({**obs, wire.RESET: True} if resets > self._told_resets else dict(obs))
             with self._clear_errors():
                 reply = self._ask(frame, until)
                 actions = reply.get("actions")
                 if not isinstance(actions, np.ndarray) or actions.ndim != 2:
                     raise wire.WireError("the reply has no actions (H, D)")
-            self._starts = self._starts and not starts
+            self._told_resets = max(self._told_resets, resets)
             self.timing = reply.get("server_timing", {})
         finally:
             self._lock.release()
         return actions.astype(np.float32, copy=False)
 
     def reset(self) -> None:
-        """Begin an episode: the server forgets its history and plan with the next request."""
-        self._starts = True
+        """Begin an episode: the server forgets its history and plan with the next request that is made from now on."""
+        self._resets += 1
 
     @property
     def control(self) -> Control:

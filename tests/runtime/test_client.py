@@ -114,12 +114,33 @@ def test_a_reset_is_told_once():
 
 def test_a_reset_is_told_again_if_it_did_not_arrive():
     with serving() as live, live.client() as client:
+        told = []
+        ask = client._ask
+        client._ask = lambda frame, until: (told.append(b"__reset__" in frame), ask(frame, until))[1]
         client.reset()
         with pytest.raises(ServerRefused):
             client.infer({"state": np.zeros(4)})
-        assert client._starts
         client.infer(OBS)
-        assert not client._starts
+        client.infer(OBS)
+    assert told == [True, True, False]
+
+
+def test_a_reset_is_told_though_an_earlier_one_is_under_way():
+    with serving() as live, live.client() as client:
+        told = []
+        ask = client._ask
+
+        def ask_meanwhile(frame, until):
+            told.append(b"__reset__" in frame)
+            if len(told) == 1:
+                client.reset()
+            return ask(frame, until)
+
+        client._ask = ask_meanwhile
+        client.reset()
+        for _ in range(3):
+            client.infer(OBS)
+    assert told == [True, True, False]
 
 
 @pytest.mark.parametrize("silent", ["accepts", "shakes hands", "sends metadata", "pings without end"])
