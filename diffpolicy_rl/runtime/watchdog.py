@@ -80,9 +80,13 @@ class Watchdog:
         self.dropped += old
         return old
 
+    @property
+    def stale(self) -> bool:
+        """Whether the last observation is too old to act on, or there is none."""
+        return self._clock() - self._seen_s >= _EARLY * self.stale_after_s
+
     def state(self) -> State:
         """What to do now; STOP before HOLD, and HOLD before the first observation."""
-        now = self._clock()
-        if now - self._acted_s >= _EARLY * self.stop_after_s:
+        if self._clock() - self._acted_s >= _EARLY * self.stop_after_s:
             return State.STOP
-        return State.HOLD if now - self._seen_s >= _EARLY * self.stale_after_s else State.RUN
+        return State.HOLD if self.stale else State.RUN

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import time
 from types import SimpleNamespace
@@ -90,8 +91,42 @@ def test_a_robot_that_is_no_longer_seen_is_held_though_there_is_a_plan():
         for _ in range(12):
             commands.append(loop.tick())
             time.sleep(1 / RATE)
-    assert [command.state for command in commands[-6:]] == [State.HOLD] * 6
+    states = [command.state for command in commands]
+    assert State.HOLD in states
+    assert states[-6:] == [State.STOP] * 6  # what is planned, but not executed, is no action
     assert len({float(command.filtered.action[0]) for command in commands[-6:]}) == 1
+
+
+@pytest.mark.parametrize("ticking", [True, False])
+@pytest.mark.parametrize("horizon", [1, H])
+def test_nothing_that_was_planned_before_a_silence_is_executed_after_it(horizon, ticking):
+    manifest = balance_manifest()
+    output = dataclasses.replace(manifest.output, shape=(horizon, 1))
+    control = dataclasses.replace(manifest.control, horizon=horizon)
+    policy = FakePolicy(
+        dataclasses.replace(manifest, output=output, control=control),
+        act=lambda obs: np.repeat(obs["state"][:, None, :1], horizon, 1),  # where it was seen
+    )
+    with serving(policy) as live, live.client() as client:
+        loop = ControlLoop(client, client.limits, RATE)
+        loop.reset(np.zeros(1))
+        before = ticks(loop, [1, 0, 0, 0], 50, State.RUN)
+        assert before[-1].filtered.action == [1]
+        for _ in range(5):
+            if ticking:
+                held = loop.tick()
+            time.sleep(1 / RATE)
+        if ticking:
+            asked = len(policy.seen)
+            assert held.state is State.STOP
+            assert loop.tick().state is State.STOP
+            assert len(policy.seen) == asked
+        after = []
+        for _ in range(12):
+            loop.observe({"state": np.array([-1, 0, 0, 0], np.float32)})
+            after.append(loop.tick())
+            time.sleep(1 / RATE)
+    assert {float(command.filtered.action[0]) for command in after if not command.filtered.flags} == {-1.0}
 
 
 def test_a_pendulum_is_balanced_through_the_server():

@@ -29,7 +29,8 @@ class ControlLoop:
     """Commands what the policy wants as far as the limits allow, and holds when either side falls silent.
 
     It never waits for the server: chunks are fetched in the background while the last one is executed. Only a policy
-    that decides every tick anew (H = 1) is asked within the tick, for half of it at most.
+    that decides every tick anew (H = 1) is asked within the tick, for half of it at most. Nothing is asked while the
+    last observation is stale, and what was planned before such a silence is never executed after it.
 
     Args:
         client: connected; its timeout is set here.
@@ -59,6 +60,9 @@ class ControlLoop:
     def observe(self, obs: Mapping[str, NDArray[Any]]) -> None:
         """Note what is seen, at whatever rate that is."""
         self._seen += 1
+        if self._watchdog.stale:  # told here and not in a tick, so that a silence of this program itself counts, too
+            self._runner.reset()
+            self._client.reset()
         if self._watchdog.observed(self._seen):
             self._obs = obs
 
@@ -66,11 +70,10 @@ class ControlLoop:
         """What to command now; called ``rate_hz`` times per second, whatever happens."""
         self._ticks += 1
         action = None
-        if self._obs is not None:
+        if self._obs is not None and not self._watchdog.stale:
             with contextlib.suppress(ClientError):  # the watchdog sees the silence
                 action = self._runner(self._obs)
-        if action is not None:
-            self._watchdog.acted(self._ticks)
-        state = self._watchdog.state()
-        wanted = action if state is State.RUN else None
-        return Command(self._filter.hold() if wanted is None else self._filter(wanted), state)
+        if action is None:
+            return Command(self._filter.hold(), self._watchdog.state())
+        self._watchdog.acted(self._ticks)
+        return Command(self._filter(action), State.RUN)
