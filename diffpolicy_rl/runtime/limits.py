@@ -16,6 +16,7 @@ from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.manifest import Limits
 
 _ROUNDING = 1e-9  # relative; what is beyond a limit by less raises no flag
+_STILL = 1e-6  # of the largest velocity; braking with bounded jerk comes ever nearer to rest
 
 
 class Flag(enum.IntFlag):
@@ -118,6 +119,12 @@ class SafetyFilter:
     def counts(self) -> dict[Flag, int]:
         """In how many ticks each flag was raised since the filter was made."""
         return {flag: sum(ticks for flags, ticks in self._seen.items() if flags & flag) for flag in Flag}
+
+    @property
+    def still(self) -> bool:
+        """Whether the last actions stand still: what is left of their motion is too small to matter."""
+        left = np.maximum(np.abs(self._motion.speed), np.abs(self._motion.change))
+        return bool((left <= _STILL * self._motion.velocity).all())
 
     @np.errstate(all="ignore")
     def __call__(self, action: Any) -> Filtered:

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.examples import mujoco_robot, ros2_node
 from diffpolicy_rl.runtime.examples.loop import ControlLoop
 from diffpolicy_rl.runtime.manifest import Control, Limits, Manifest, Port
@@ -165,6 +166,14 @@ class Message(SimpleNamespace):
     pass
 
 
+def joint_state(age_s=0.0, **joints):
+    """Positions and velocities by joint; the stub's clock is the machine's."""
+    sec, nanosec = divmod(time.monotonic_ns() - round(1e9 * age_s), 10**9)
+    position, velocity = zip(*joints.values(), strict=True)
+    header = Message(stamp=Message(sec=sec, nanosec=nanosec))
+    return Message(header=header, name=list(joints), position=list(position), velocity=list(velocity))
+
+
 def kinds():
     point = lambda: Message(time_from_start=Message(nanosec=0))  # noqa: E731
     names = ("JointState", "Float64MultiArray", "JointTrajectory")
@@ -186,13 +195,15 @@ class FakeNode:
     def create_timer(self, period_s, callback):
         self.period_s, self.tick = period_s, callback
 
+    def get_clock(self):
+        return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=time.monotonic_ns()))
+
     def get_logger(self):
         return SimpleNamespace(error=self.errors.append)
 
 
 @pytest.mark.parametrize("trajectory", [False, True])
 def test_the_ros_node_sends_what_the_loop_commands(trajectory):
-    seen = Message(name=["angle", "x"], position=[0.1, 0.2], velocity=[0.3, 0.4])
     policy = FakePolicy(balance_manifest(), act=balance)
     with serving(policy) as live, live.client() as client:
         node = FakeNode()
@@ -201,7 +212,7 @@ def test_the_ros_node_sends_what_the_loop_commands(trajectory):
         assert node.sent == []  # nothing before the joints are known
         assert node.period_s == pytest.approx(0.04)
         for _ in range(10):
-            node.receive(seen)
+            node.receive(joint_state(angle=(0.1, 0.3), x=(0.2, 0.4)))
             node.tick()
             time.sleep(node.period_s)
     np.testing.assert_allclose(policy.seen[-1]["state"], [[0.2, 0.1, 0.4, 0.3]], atol=1e-6)
@@ -214,13 +225,92 @@ def test_the_ros_node_sends_what_the_loop_commands(trajectory):
     else:
         assert node.sent[-1].data == pytest.approx([force], abs=1e-5)
     for _ in range(20):  # the server has gone
-        node.receive(seen)
+        node.receive(joint_state(angle=(0.1, 0.3), x=(0.2, 0.4)))
         node.tick()
         time.sleep(node.period_s)
     count = len(node.sent)
     node.tick()
     assert len(node.sent) == count
     assert node.errors == ["no actions for three periods; stopped, restart the node to go on"]
+
+
+def test_a_stop_of_the_ros_node_brakes_within_the_limits_and_lasts():
+    limits = Limits((-30.0,), (30.0,), velocity=(5.0,), acceleration=(10.0,), jerk=(100.0,))
+    manifest = dataclasses.replace(balance_manifest(), limits=limits)
+    policy = FakePolicy(manifest, act=lambda obs: np.full((1, H, 1), 25.0, np.float32))
+    with serving(policy) as live, live.client() as client:
+        node = FakeNode()
+        ros2_node.JointNode(node, kinds(), client, ["x"], False)
+        for tick in range(400):
+            if tick < 20:  # then the robot is seen no more
+                node.receive(joint_state(angle=(0.0, 0.0), x=(0.0, 0.0)))
+            node.tick()
+            time.sleep(node.period_s if tick < 30 else 0)
+        count = len(node.sent)
+        for _ in range(5):  # it is seen again
+            node.receive(joint_state(angle=(0.0, 0.0), x=(0.0, 0.0)))
+            node.tick()
+            time.sleep(node.period_s)
+    assert len(node.errors) == 1
+    assert count == len(node.sent) < 400
+    path = np.array([message.data[0] for message in node.sent])
+    assert path[-1] > path[0] + 0.5
+    velocity = np.diff(path) * RATE
+    assert velocity[-1] == pytest.approx(0, abs=1e-4)
+    assert np.abs(np.diff(velocity)).max() * RATE <= 10.0 * (1 + 1e-6)
+
+
+def test_the_ros_node_puts_together_what_several_publishers_know():
+    policy = FakePolicy(balance_manifest(), act=balance)
+    with serving(policy) as live, live.client() as client:
+        node = FakeNode()
+        ros2_node.JointNode(node, kinds(), client, ["x"], False)
+        for _ in range(3):
+            node.receive(joint_state(gripper=(9.0, 9.0), x=(0.2, 0.4)))
+            node.tick()
+        assert node.sent == []  # the angle is not known yet
+        for _ in range(10):
+            node.receive(joint_state(angle=(0.1, 0.3)))
+            node.receive(joint_state(x=(0.2, 0.4)))
+            node.tick()
+            time.sleep(node.period_s)
+        assert node.errors == []
+        np.testing.assert_allclose(policy.seen[-1]["state"], [[0.2, 0.1, 0.4, 0.3]], atol=1e-6)
+        for _ in range(5):  # one of them has gone
+            node.receive(joint_state(x=(0.2, 0.4)))
+            node.tick()
+            time.sleep(node.period_s)
+        assert len(node.errors) == 1
+
+
+def test_the_ros_node_acts_on_no_message_that_was_long_on_its_way():
+    policy = FakePolicy(balance_manifest(), act=balance)
+    with serving(policy) as live, live.client() as client:
+        node, asked = FakeNode(), len(policy.seen)
+        ros2_node.JointNode(node, kinds(), client, ["x"], False)
+        for _ in range(5):
+            node.receive(joint_state(age_s=1.0, angle=(0.1, 0.3), x=(0.2, 0.4)))
+            node.tick()
+            time.sleep(node.period_s)
+        unstamped = joint_state(angle=(0.1, 0.3), x=(0.2, 0.4))
+        unstamped.header.stamp = Message(sec=0, nanosec=0)
+        assert len(node.errors) == 1
+        assert len(policy.seen) == asked
+        node = FakeNode()
+        ros2_node.JointNode(node, kinds(), client, ["x"], False)
+        for _ in range(5):
+            node.receive(unstamped)
+            node.tick()
+            time.sleep(node.period_s)
+        assert len(policy.seen) > asked
+
+
+def test_the_ros_node_refuses_a_policy_without_names():
+    manifest = balance_manifest()
+    (port,) = manifest.inputs
+    policy = FakePolicy(dataclasses.replace(manifest, inputs=(dataclasses.replace(port, names=None),)), act=balance)
+    with serving(policy) as live, live.client() as client, pytest.raises(BundleError, match="export it with obs_names"):
+        ros2_node.JointNode(FakeNode(), kinds(), client, ["x"], False)
 
 
 def test_without_ros_the_node_says_so():

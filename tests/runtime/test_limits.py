@@ -263,7 +263,9 @@ def test_a_held_robot_stands_still():
     safety.reset(np.zeros(1))
     for _ in range(10):
         safety(np.array([1.0]))
+    assert not safety.still
     path = np.array([safety("nonsense").action[0] for _ in range(400)])
+    assert safety.still
     assert (np.diff(path) >= 0).all()  # brakes without going back
     assert path[-1] == pytest.approx(path[-50], abs=1e-6)
     assert path[-1] > path[0]

@@ -57,13 +57,13 @@ class ControlLoop:
         self._watchdog.reset()
         self._obs, self._seen, self._ticks = None, 0, 0
 
-    def observe(self, obs: Mapping[str, NDArray[Any]]) -> None:
-        """Note what is seen, at whatever rate that is."""
+    def observe(self, obs: Mapping[str, NDArray[Any]], taken_s: float | None = None) -> None:
+        """Note what is seen, at whatever rate that is; taken_s is when, by ``time.monotonic``, and by default now."""
         self._seen += 1
         if self._watchdog.stale:  # told here and not in a tick, so that a silence of this program itself counts, too
             self._runner.reset()
             self._client.reset()
-        if self._watchdog.observed(self._seen):
+        if self._watchdog.observed(self._seen, taken_s):
             self._obs = obs
 
     def tick(self) -> Command:
@@ -77,3 +77,12 @@ class ControlLoop:
             return Command(self._filter.hold(), self._watchdog.state())
         self._watchdog.acted(self._ticks)
         return Command(self._filter(action), State.RUN)
+
+    def brake(self) -> Command:
+        """What to command in place of a tick after a stop that is to last."""
+        return Command(self._filter.hold(), State.STOP)
+
+    @property
+    def still(self) -> bool:
+        """Whether the commands stand still."""
+        return self._filter.still

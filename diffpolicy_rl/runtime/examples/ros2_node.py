@@ -9,38 +9,25 @@ the policy's chunks at some Hz, this node at ``control.rate_hz`` (10 to 50 Hz), 
 
 import argparse
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffpolicy_rl.runtime.client import PolicyClient
+from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.examples.loop import Command, ControlLoop
 from diffpolicy_rl.runtime.watchdog import State
 
 _VELOCITY = ".velocity"
 
 
-def observation(port: Mapping[str, Any], positions: Mapping[str, float], velocities: Mapping[str, float]) -> Any:
-    """The policy's input by the names in its manifest: ``knee`` is a position, ``knee.velocity`` a velocity.
-
-    Args:
-        port: one of ``client.metadata["inputs"]``, a vector whose entries are named.
-        positions: rad or m, by joint.
-        velocities: per second, by joint.
-
-    Raises:
-        KeyError: for a joint that the message lacks.
-    """
-    values = [
-        velocities[name.removesuffix(_VELOCITY)] if name.endswith(_VELOCITY) else positions[name]
-        for name in port["names"]
-    ]
-    return np.array(values, port["dtype"])
-
-
 class JointNode:
     """Topics in, topics out; the control loop in between.
+
+    The policy's input goes by the names in its manifest: ``knee`` is a position, ``knee.velocity`` a velocity. They may
+    come from several publishers; the observation is as old as the oldest of its entries.
 
     Args:
         node: an rclpy node.
@@ -48,6 +35,9 @@ class JointNode:
         client: connected to the server.
         joints: names of the joints that the actions (D,) command, in their order.
         trajectory: publish JointTrajectory instead of Float64MultiArray.
+
+    Raises:
+        BundleError: for a policy whose input is not one vector of named entries.
     """
 
     def __init__(
@@ -55,7 +45,13 @@ class JointNode:
     ) -> None:
         control = client.control
         self._node, self._messages, self._joints = node, messages, list(joints)
-        (self._port,) = client.metadata["inputs"]
+        inputs = client.metadata["inputs"]
+        if len(inputs) != 1 or inputs[0]["names"] is None:
+            raise BundleError(
+                "the node needs a policy with one input whose entries are named: export it with obs_names"
+            )
+        self._port = inputs[0]
+        self._known: dict[str, tuple[float, float]] = {}  # the value, and when it was taken
         self._period_s = 1 / control.rate_hz
         self._loop = ControlLoop(client, client.limits, control.rate_hz)
         self._begun = self._stopped = False
@@ -66,21 +62,31 @@ class JointNode:
         node.create_timer(self._period_s, self._tick)
 
     def _observe(self, message: Any) -> None:
-        positions = dict(zip(message.name, message.position, strict=False))
+        taken_s = self._taken_s(message.header.stamp)
+        for name, value in zip(message.name, message.position, strict=False):
+            self._known[name] = value, taken_s
+        for name, value in zip(message.name, message.velocity, strict=False):
+            self._known[name + _VELOCITY] = value, taken_s
+        if not self._known.keys() >= {*self._joints, *self._port["names"]}:
+            return
         if not self._begun:  # commands start from where the joints are
-            self._loop.reset(np.array([positions[joint] for joint in self._joints]))
+            self._loop.reset(np.array([self._known[joint][0] for joint in self._joints]))
             self._begun = True
-        velocities = dict(zip(message.name, message.velocity, strict=False))
-        self._loop.observe({self._port["name"]: observation(self._port, positions, velocities)})
+        values, times = zip(*(self._known[name] for name in self._port["names"]), strict=True)
+        self._loop.observe({self._port["name"]: np.array(values, self._port["dtype"])}, min(times))
+
+    def _taken_s(self, stamp: Any) -> float:
+        """A message's time on the clock of the watchdog; now, if the publisher gave none."""
+        now_s, stamp_ns = time.monotonic(), stamp.sec * 10**9 + stamp.nanosec
+        return now_s - 1e-9 * (self._node.get_clock().now().nanoseconds - stamp_ns) if stamp_ns else now_s
 
     def _tick(self) -> None:
-        if not self._begun or self._stopped:
+        if not self._begun or (self._stopped and self._loop.still):
             return
-        command = self._loop.tick()
-        if command.state is State.STOP:  # it lasts: a person looks before the robot moves again
+        command = self._loop.brake() if self._stopped else self._loop.tick()
+        if command.state is State.STOP and not self._stopped:  # it lasts: a person looks before the robot moves again
             self._stopped = True
             self._node.get_logger().error("no actions for three periods; stopped, restart the node to go on")
-            return
         self._out.publish(self._message(command))
 
     def _values(self, command: Command) -> Any:
@@ -118,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     node = rclpy.create_node("diffpolicy_rl")
     token = os.environ.get("DIFFPOLICY_RL_TOKEN")
     with PolicyClient(given.host, given.port, token=token) as client:
-        JointNode(node, messages, client, given.joints, given.trajectory)
+        try:
+            JointNode(node, messages, client, given.joints, given.trajectory)
+        except BundleError as error:
+            raise SystemExit(str(error)) from None
         rclpy.spin(node)
 
 
