@@ -233,6 +233,19 @@ def expanding(model):
     model.graph.node.append(helper.make_node("ConstantOfShape", ["far"], ["unused"]))
 
 
+def constant(*entries):
+    """A shape as a node gives it."""
+    return helper.make_node("Constant", [], [f"far{len(entries)}"], value=numpy_helper.from_array(np.array(entries)))
+
+
+def adding(*nodes):
+    return lambda model: model.graph.node.extend(nodes)
+
+
+def node(operator, *inputs, **attributes):
+    return helper.make_node(operator, inputs, [f"made by {operator}"], **attributes)
+
+
 def renamed(model):
     for node in model.graph.node:
         for index, name in enumerate(node.input):
@@ -262,7 +275,33 @@ GRAPHS = {
     lambda model: model.graph.node.append(
         helper.make_node("RandomNormal", [], ["x"], shape=[1])
     ): "draws random numbers",
-    lambda model: model.graph.node.append(helper.make_node("Missing", [], ["x"])): "onnxruntime refuses policy.onnx",
+    adding(node("Missing")): "uses the operator 'Missing', which no exported policy needs",
+    adding(node("Resize", "observation")): "uses the operator 'Resize'",
+    adding(node("Relu")): "onnxruntime refuses policy.onnx",
+    adding(constant(2**33, 9), node("ConstantOfShape", "far2")): r"an absurd shape \(ConstantOfShape to",
+    adding(node("Constant", value_ints=[2**33]), node("Expand", "observation", "made by Constant")): "absurd.*Expand",
+    adding(constant(2**20), node("Mul", "far1", "far1"), node("ConstantOfShape", "made by Mul")): "absurd.*OfShape",
+    adding(
+        *(constant(2**30), node("Shape", "observation"), node("Mul", "far1", "made by Shape")),
+        node("ConstantOfShape", "made by Mul"),
+    ): "absurd.*OfShape",
+    adding(
+        constant(2**20), node("Add", "far1", "far1"), node("Tile", "observation", "made by Add")
+    ): "computes a shape",
+    adding(constant(2**20, 9), node("Concat", "far2", "far2", axis=0), node("Expand", "x", "made by Concat")): "absurd",
+    adding(
+        constant(2**9), constant(0, 0, 0, 0), node("Gather", "far1", "far4"), node("Expand", "x", "made by Gather")
+    ): ("absurd.*Expand"),
+    adding(constant(1), constant(1, 2**40), node("Range", "far1", "far2", "far1")): "absurd.*Range",
+    adding(constant(1), node("Range", "far1", "far1", "observation")): "computes a shape",
+    adding(constant(0, 2**30, 0, 0), node("Pad", "observation", "far4")): "absurd.*Pad",
+    adding(constant(1, 2**21), node("Tile", "observation", "far2")): "absurd.*Tile",
+    adding(node("AveragePool", "x", kernel_shape=[1], pads=[0, 2**40])): r"absurd shape \(AveragePool with huge attr",
+    adding(
+        constant(-1), node("Cast", "far1", to=TensorProto.UINT32), node("Expand", "x", "made by Cast")
+    ): "computes a",
+    adding(constant(1), constant(1)): "computes a value twice",
+    adding(constant(1), node("Gather", "far1")): "onnxruntime refuses policy.onnx",
     lambda model: model.graph.Clear(): "onnxruntime refuses policy.onnx|takes nothing",
 }
 
@@ -271,6 +310,27 @@ GRAPHS = {
 def test_graphs(bundle, change):
     with_graph(bundle, change)
     refused(bundle, GRAPHS[change])
+
+
+def test_shapes_of_a_batch(bundle):
+    """What exporters make of a batch, counted or with its candidates, is no absurd shape."""
+    shape = helper.make_node("Shape", ["observation"], ["shape"])
+    rows, sixteen = numpy_helper.from_array(np.array([0]), "first"), numpy_helper.from_array(np.array([16]), "many")
+
+    def change(model):
+        model.graph.initializer.extend([rows, sixteen])
+        model.graph.node.extend(
+            [
+                shape,
+                node("Gather", "shape", "first"),
+                node("Mul", "many", "made by Gather"),
+                node("Concat", "made by Mul", "many", axis=0),
+                node("ConstantOfShape", "made by Concat"),
+            ]
+        )
+
+    with_graph(bundle, change)
+    assert load_bundle(bundle)({"observation": np.zeros((2, 3), np.float32)}).shape[0] == 2
 
 
 def test_graphs_cut_anywhere(bundle):
