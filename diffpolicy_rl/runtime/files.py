@@ -17,6 +17,7 @@ from diffpolicy_rl.runtime.manifest import LARGEST, NAME, File, Manifest, check_
 MOST_BYTES = 1 << 31  # of all files together
 MOST_FILES = 64
 _MOST_UNPACKED = 20  # times what is packed; weights hardly shrink
+_COMPILED = "__pycache__"  # Python makes it where run_policy.py is imported; nothing in it is ever read
 KINDS = (".onnx", ".json", ".npz", ".md", ".py", ".safetensors")  # none of which is ever unpickled
 
 
@@ -49,6 +50,8 @@ class FolderFiles:
         for folder in folders:
             for entry in folder.iterdir():
                 path, status = entry.relative_to(self.folder).as_posix(), entry.lstat()
+                if path == _COMPILED and stat.S_ISDIR(status.st_mode):
+                    continue
                 check_path(path)
                 if stat.S_ISDIR(status.st_mode):
                     folders.append(entry)

@@ -102,6 +102,21 @@ def test_pickles(bundle, tmp_path):
     refused(bundle, "policy.onnx is not an ONNX model")
 
 
+def test_what_python_compiles_beside_a_bundle(bundle, tmp_path):
+    (bundle / "__pycache__").mkdir()
+    (bundle / "__pycache__" / "run_policy.cpython-312.pyc").write_bytes(b"x")
+    load_bundle(bundle)
+    assert all(check.passed for check in verify(bundle))
+    shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle)
+    refused(tmp_path / "bundle.zip", "which its manifest.json does not list")
+    replace(bundle, "__pycache__/harm.py", b"x")
+    refused(bundle, "lacks __pycache__/harm.py")
+    (bundle / "folder" / "__pycache__").mkdir(parents=True)
+    edit(bundle, lambda tree: tree["files"].pop())
+    (bundle / "folder" / "__pycache__" / "run_policy.pyc").write_bytes(b"x")
+    refused(bundle, "holds folder/__pycache__/run_policy.pyc, which its manifest.json does not list")
+
+
 def test_object_arrays(bundle):
     file = io.BytesIO()
     np.savez(file, actions=np.array([Harmful()], dtype=object), allow_pickle=True)
