@@ -162,6 +162,20 @@ def test_the_film_is_written_or_why_not_is_said(tmp_path):
     assert (tmp_path / "robot.mp4").exists() or "no video" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "1"], "error: no connection to 127.0.0.1 port 1"),
+        (["--env", "No-v5"], "error: No-v5 cannot be made"),
+    ],
+)
+def test_what_stands_in_the_way_is_said_in_a_sentence(words, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        mujoco_robot.main(["--seconds", "0.1", *words])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
 class Message(SimpleNamespace):
     pass
 

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from diffpolicy_rl.runtime.client import PolicyClient
+from diffpolicy_rl.runtime.client import ClientError, PolicyClient
 from diffpolicy_rl.runtime.examples.loop import ControlLoop
 
 _SIZE = 240  # pixels of the video's sides
@@ -112,10 +112,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--video", help="file for a film of it")
     given = parser.parse_args(argv)
-    env = gymnasium.make(given.env)
-    token = os.environ.get("DIFFPOLICY_RL_TOKEN")
-    with PolicyClient(given.host, given.port, token=token) as client:
-        log = drive(env, client, given.rate, given.seconds, given.seed)
+    try:
+        env = gymnasium.make(given.env)
+    except (ImportError, gymnasium.error.Error) as error:
+        parser.exit(1, f"error: {given.env} cannot be made: {error}\n")
+    try:
+        with PolicyClient(given.host, given.port, token=os.environ.get("DIFFPOLICY_RL_TOKEN")) as client:
+            log = drive(env, client, given.rate, given.seconds, given.seed)
+    except ClientError as error:
+        parser.exit(1, f"error: {error}\n")
     env.close()
     print(log)
     if given.video:
