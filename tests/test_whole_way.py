@@ -36,6 +36,9 @@ def test_every_step_of_the_way_works(tmp_path):
                 assert done.returncode == 0, done.stderr
         assert "ticks: " in done.stdout
         assert " run" in done.stdout
+        (block,) = re.findall(r"```python\n(import numpy.*?)```", README, re.DOTALL)
+        checks = "import sys\nassert command.shape == (3,)\nassert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", f"{block}\n{checks}"], cwd=tmp_path, check=True, timeout=60)
     finally:
         if served:
             served.terminate()

@@ -60,6 +60,11 @@ class Bundle:
             given["noise"] = np.zeros((rows, *self.manifest.noise), np.float32) if noise is None else noise
         return self._graphs["policy"](given)
 
+    def plan(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
+        """Actions (H, D) of one robot, as ``ChunkRunner`` asks for them: the same without batch dimensions."""
+        rows = {name: np.asarray(value)[None] for name, value in obs.items()}
+        return self(rows, None if noise is None else noise[None])[0]
+
     def noise(self, rows: int, rng: np.random.Generator) -> np.ndarray | None:
         """Standard-normal noise (rows, *manifest.noise) float32, or None for a deterministic policy."""
         if self.manifest.noise is None:

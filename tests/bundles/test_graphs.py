@@ -64,6 +64,14 @@ def test_graphs_are_single_files_of_single_precision(name):
         assert b".py" not in content  # nothing of where it was made
 
 
+def test_one_robots_plan_is_a_batch_of_one():
+    _, _, bundle = exported("reinflow")
+    rng = np.random.default_rng(0)
+    obs, noise = rng.normal(size=3).astype(np.float32), bundle.noise(1, rng)
+    assert np.array_equal(bundle.plan({"observation": obs}, noise[0]), bundle({"observation": obs[None]}, noise)[0])
+    assert bundle.plan({"observation": obs}).shape == (4, 2)
+
+
 def test_what_is_chosen_has_the_highest_score():
     """The candidates one by one, by a graph of M equal ones: none is scored above the one chosen among all."""
     _, _, bundle = exported("idql")
