@@ -81,8 +81,9 @@ class Session:
     """Answers one client's requests.
 
     A request is a map of the observations that the manifest names, without the batch dimension. Where an input is
-    (To, O), a client may send its newest row (O,) alone: the rows before it are kept here, and the first one of an
-    episode stands for those that were not seen.
+    (To, O), a client of a policy that is asked in every tick may send its newest row (O,) alone: the rows before it are
+    kept here, and the first one of an episode stands for those that were not seen. A policy that is asked every A ticks
+    was trained on rows that its client alone has seen, and wants them all.
 
     Args:
         policy: what decides; called from one thread at a time per session.
@@ -93,6 +94,7 @@ class Session:
         self._policy, self._rng = policy, rng
         self._ports = {port.name: port for port in policy.manifest.inputs}
         self._per_step = per_step(policy.manifest)
+        self._every_tick = self._per_step or policy.manifest.control.execute == 1
         self.reset()
 
     def reset(self) -> None:
@@ -134,7 +136,7 @@ class Session:
             raise RequestError("message", f"{wire.RESET} is neither true nor false")
         if message.keys() != self._ports.keys():
             raise RequestError("observation", _names(set(message), set(self._ports)))
-        checked = {name: check(message[name], port) for name, port in self._ports.items()}
+        checked = {name: check(message[name], port, self._every_tick) for name, port in self._ports.items()}
         if start:
             self.reset()
         return {name: self._with_history(value, self._ports[name])[None] for name, value in checked.items()}
@@ -161,17 +163,22 @@ class Session:
         return _checked(actions, (1, *self._policy.manifest.output.shape))[0]
 
 
-def check(value: object, port: Port) -> Array:
+def check(value: object, port: Port, every_tick: bool) -> Array:
     """An observation in its input's dtype; floats of another width are cast.
 
+    Args:
+        value: what was sent.
+        port: the input.
+        every_tick: whether its newest row (O,) will do in place of (To, O).
+
     Raises:
-        RequestError: if it is not an array of the input's kind and shape (or of its newest row's), or is not finite.
+        RequestError: if it is not an array of the input's kind and shape, or is not finite.
     """
     wanted = np.dtype(port.dtype)
     if not isinstance(value, np.ndarray | np.generic):
         raise RequestError("observation", f"{port.name} is a {type(value).__name__}, not an array")
     array = np.asarray(value)
-    shapes = [port.shape, port.shape[1:]] if len(port.shape) == 2 else [port.shape]
+    shapes = [port.shape, port.shape[1:]] if every_tick and len(port.shape) == 2 else [port.shape]
     castable = array.dtype == wanted or array.dtype.kind == wanted.kind == "f"
     if not castable or array.shape not in shapes:
         raise RequestError("observation", f"{port.name} is {array.dtype} {array.shape}, not {wanted} {port.shape}")

@@ -18,7 +18,7 @@ from diffpolicy_rl.agents.onedp import OneDP, OneDPConfig
 from diffpolicy_rl.agents.pa_rl import PARL, PARLConfig
 from diffpolicy_rl.agents.ppo import PPO, GaussianPPOConfig
 from diffpolicy_rl.agents.reflow import Reflow
-from diffpolicy_rl.agents.regress import Regress
+from diffpolicy_rl.agents.regress import Regress, RegressConfig
 from diffpolicy_rl.agents.reinflow import ReinFlow, ReinFlowConfig
 from diffpolicy_rl.agents.residual_sac import ResidualSAC, ResidualSACConfig
 from diffpolicy_rl.agents.resip import ResiP, ResiPConfig
@@ -73,7 +73,7 @@ AGENTS = {
     "iql": (IQL, IQLConfig(**REPLAY)),
     "td3_bc": (TD3BC, TD3BCConfig(policy_every=1, **REPLAY)),
     "fisor": (FISOR, FISORConfig(**REPLAY)),
-    "regress": (Regress, StudentConfig(steps=2, batch=8, ema_every=1)),
+    "regress": (Regress, RegressConfig(steps=2, batch=8, ema_every=1)),
     "reflow": (Reflow, StudentConfig(steps=2, batch=8, ema_every=1)),
     "onedp": (OneDP, OneDPConfig(steps=2, batch=8, ema_every=1, warm_up=0.01)),
 }

@@ -20,7 +20,7 @@ HISTORY = Port("state", (3, 2), "float32", None, None)
 OBS = {"state": np.array([1.0, 2.0, 3.0], np.float32)}
 
 
-def make_manifest(inputs=(STATE,), noise=None, graphs=None):
+def make_manifest(inputs=(STATE,), noise=None, graphs=None, execute=2):
     return Manifest(
         name="toy",
         algorithm="bc",
@@ -28,7 +28,7 @@ def make_manifest(inputs=(STATE,), noise=None, graphs=None):
         inputs=tuple(inputs),
         noise=noise,
         output=Port("actions", (H, D), "float32", None, None),
-        control=Control(20.0, H, 2, 5.0, 100.0),
+        control=Control(20.0, H, execute, 5.0, 100.0),
         limits=Limits((-1.0,) * D, (1.0,) * D, (2.0,) * D, None, None, None),
         graphs=graphs or {"policy": "policy.onnx"},
         files=(),

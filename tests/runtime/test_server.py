@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from diffpolicy_rl.runtime.access import ServeError
-from diffpolicy_rl.runtime.client import ServerLost
+from diffpolicy_rl.runtime.client import ServerLost, ServerRefused
 from diffpolicy_rl.runtime.server import PolicyServer, ServerSettings
 from diffpolicy_rl.runtime.wire import MAX_BYTES, pack, unpack
 from tests.runtime.served import (
@@ -128,7 +128,7 @@ def test_each_client_has_its_own_noise_and_the_seed_repeats_it():
 
 
 def test_each_client_has_its_own_history():
-    policy = FakePolicy(make_manifest([HISTORY]))
+    policy = FakePolicy(make_manifest([HISTORY], execute=1))
 
     def rows(*values):
         return np.array(values, np.float32)[:, None].repeat(2, 1)
@@ -151,6 +151,13 @@ def test_each_client_has_its_own_history():
         np.testing.assert_array_equal(policy.seen[-1]["state"][0], rows(5, 5, 6))
         first.infer({"state": rows(0, 1, 2)})  # all of it, if the client keeps it itself
         np.testing.assert_array_equal(policy.seen[-1]["state"][0], rows(0, 1, 2))
+
+
+def test_what_was_seen_between_two_requests_must_be_sent():
+    with serving(FakePolicy(make_manifest([HISTORY], execute=2))) as live, live.client() as client:
+        client.infer({"state": np.zeros((3, 2), np.float32)})
+        with pytest.raises(ServerRefused, match=r"state is float32 \(2,\), not float32 \(3, 2\)"):
+            client.infer({"state": np.zeros(2, np.float32)})
 
 
 def test_a_policy_that_corrects_every_action_answers_with_one_at_a_time():
