@@ -88,7 +88,36 @@ class ClonedBase(Stateful):
         ema_update(self.average, self.online, 1 - self.tau)
 
 
-class ChosenCandidate(DeployedPolicy):
+class Chooser(DeployedPolicy):
+    """A policy that makes candidates and executes one of them, by the values that critics give them.
+
+    Args:
+        policy: the base.
+        critic: values of actions.
+        value: from the values of its heads (E, M, N) to those that choose (M, N).
+        noise: shape of one row's noise.
+    """
+
+    scores = True
+
+    def __init__(
+        self,
+        policy: GenerativePolicy,
+        critic: CriticEnsemble,
+        value: Callable[[Tensor], Tensor],
+        noise: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.policy, self.critic, self.execute, self.noise_shape = policy, critic, policy.execute, noise
+        self._value = value
+
+    def score(self, obs: Obs, action: Tensor) -> Tensor:
+        """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""
+        normalized = self.policy.action_normalizer(action)
+        return self._value(self.critic(self.policy.encode(obs), normalized))
+
+
+class ChosenCandidate(Chooser):
     """The sample with the highest value, or one drawn with probability proportional to exp(value / T), in env units.
 
     Args:
@@ -99,8 +128,6 @@ class ChosenCandidate(DeployedPolicy):
         temperature: T; 0 for the best.
     """
 
-    scores = True
-
     def __init__(
         self,
         policy: GenerativePolicy,
@@ -109,10 +136,8 @@ class ChosenCandidate(DeployedPolicy):
         candidates: int,
         temperature: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.policy, self.critic, self.execute, self._value = policy, critic, policy.execute, value
+        super().__init__(policy, critic, value, (candidates + (temperature > 0), *policy.action_shape))
         self.candidates, self.temperature = candidates, temperature
-        self.noise_shape = (candidates + (temperature > 0), *policy.action_shape)
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units.
@@ -129,8 +154,3 @@ class ChosenCandidate(DeployedPolicy):
             draws = torch.special.ndtr(noise[:, self.candidates].flatten(1)[:, 0])
             choice = sample_softmax(values / self.temperature, candidates, draws)
         return self.policy.action_normalizer.inverse(choice.actions)
-
-    def score(self, obs: Obs, action: Tensor) -> Tensor:
-        """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""
-        normalized = self.policy.action_normalizer(action)
-        return self._value(self.critic(self.policy.encode(obs), normalized))

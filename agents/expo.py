@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import ClonedBase, draw
+from diffpolicy_rl.agents._candidates import Chooser, ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent
 from diffpolicy_rl.agents._sac import SoftActor, SoftConfig
 from diffpolicy_rl.errors import UserError, require_positive
@@ -118,7 +118,7 @@ class EXPO(ReplayAgent):
         return ChosenPolicy(self.policy, self.edit.actor, self.critics, self.config.candidates)
 
 
-class ChosenPolicy(DeployedPolicy):
+class ChosenPolicy(Chooser):
     """The candidate with the highest value, in env units.
 
     Where TD targets see a random subset of the critics, the mean of all chooses here: nothing is random but the noise.
@@ -130,13 +130,9 @@ class ChosenPolicy(DeployedPolicy):
         candidates: M.
     """
 
-    scores = True
-
     def __init__(self, policy: GenerativePolicy, edit: TanhGaussian, critics: Critics, candidates: int) -> None:
-        super().__init__()
-        self.policy, self.edit, self.critic, self.execute = policy, edit, critics.target, policy.execute
-        self.noise_shape = (2 * candidates, *policy.action_shape)
-        self._value = critics.hope
+        super().__init__(policy, critics.target, critics.hope, (2 * candidates, *policy.action_shape))
+        self.edit = edit
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, 2M, H, D) to actions (N, H, D) in env units.
@@ -148,11 +144,6 @@ class ChosenPolicy(DeployedPolicy):
         candidates = _candidates(self.policy, self.edit, features, noise.transpose(0, 1))
         choice = argmax(self._value(self.critic(features, candidates)), candidates)
         return self.policy.action_normalizer.inverse(choice.actions)
-
-    def score(self, obs: Obs, action: Tensor) -> Tensor:
-        """What chooses: values (N,) of chunks (N, H, D) in env units, as the critics see them."""
-        normalized = self.policy.action_normalizer(action)
-        return self._value(self.critic(self.policy.encode(obs), normalized))
 
 
 def joined(features: Tensor, action: Tensor) -> Tensor:
