@@ -59,6 +59,14 @@ def adamw(module: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.opti
     return FusedAdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
+def climbing(value: Tensor) -> Tensor:
+    """Minus the mean () of values (...), over their mean size, so that its weight does not depend on the task's units.
+
+    TD3+BC's normalisation (Fujimoto & Gu 2021, arXiv 2106.06860, eq. 5), by the values of the policy's own actions.
+    """
+    return -value.mean() / value.detach().abs().mean()
+
+
 @torch.no_grad()
 def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move every parameter of ``average`` towards ``module``'s by 1 - decay."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffpolicy_rl.agents._base import climbing
 from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
@@ -95,8 +96,7 @@ class Guided(OfflineAgent[Settings]):
         cloning, action = self._proposal(batch, features)
         head = int(torch.randint(self.config.critics, (1,), generator=self.generator))
         value = self.critics.online.frozen_view(slice(head, head + 1))(features, action)
-        climbing = -value.mean() / value.detach().abs().mean()
-        self.base.step(cloning + self.config.eta * climbing)
+        self.base.step(cloning + self.config.eta * climbing(value))
         return {"policy/cloning": cloning.detach(), "policy/value": value.detach().mean()}
 
     def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_rl.agents._base import adamw
+from diffpolicy_rl.agents._base import adamw, climbing
 from diffpolicy_rl.agents._candidates import refuse_unexecuted
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
@@ -86,7 +86,7 @@ class FQL(OfflineAgent[FQLConfig]):
         action = self.policy.sample(features, noise, features=features)
         distance = (action - shown).square().mean()
         value = self.critics.hope(self.critics.online.frozen_view()(features, action.clamp(-1, 1)))
-        loss = cloning + self.config.alpha * distance - value.mean() / value.detach().abs().mean()
+        loss = cloning + self.config.alpha * distance + climbing(value)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

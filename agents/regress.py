@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from diffpolicy_rl.agents._base import climbing
 from diffpolicy_rl.agents._student import StudentAgent, StudentConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.decisions import Decisions
@@ -55,6 +56,5 @@ class Regress(StudentAgent):
             return {"loss": loss.detach(), "grad_norm": self._descend(loss)}
         action = self.online.action_normalizer.inverse(self.online.sample(batch.obs, noise))
         value = self._known_teacher().score(batch.obs, action)
-        climbing = -value.mean() / value.detach().abs().mean()
-        norm = self._descend(loss + self.config.value_weight * climbing)
+        norm = self._descend(loss + self.config.value_weight * climbing(value))
         return {"loss": loss.detach(), "grad_norm": norm, "value": value.detach().mean()}
