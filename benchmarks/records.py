@@ -1,5 +1,6 @@
 """What is kept of finished runs: a record per run, with all that tables, figures and their makers' questions need."""
 
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -13,7 +14,6 @@ import numpy as np
 from benchmarks.protocol import unit_of
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.build import phases_of, read_data
-from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.config import DataConfig, TrainConfig, to_plain
 from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.training.run import read_config
@@ -44,26 +44,17 @@ class Finished:
     @property
     def settings(self) -> dict[str, Any]:
         """Those that all runs of one agent on one task share."""
-        return {key: value for key, value in to_plain(self.config).items() if key not in _OWN}
+        return shared_settings(self.config)
 
 
-def write_results(name: str, about: str, runs: Sequence[Finished]) -> Path:
-    """Write ``results/<name>.json``: tasks, and one record per run, each on a line of its own; returns its path."""
-    results = collect(runs)
-    lines = ",\n".join(json.dumps(record) for record in results["runs"])
-    head = json.dumps({"suite": name, "about": about, "tasks": results["tasks"]}, indent=1).removesuffix("\n}")
-    path = RESULTS / f"{name}.json"
-    write_text(path, f'{head},\n "runs": [\n{lines}\n]}}\n')
-    return path
+def shared_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that all runs of one agent on one task share."""
+    return {key: value for key, value in to_plain(config).items() if key not in _OWN}
 
 
-def read_results(name: str) -> dict[str, Any]:
-    """The results of a suite, as ``write_results`` wrote them; UserError if there are none."""
-    path = RESULTS / f"{name}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    if "suite" not in results:
-        raise UserError(f"there are no results of the suite {name}; run python -m benchmarks.run suite={name}")
-    return results
+def fingerprint(config: TrainConfig) -> str:
+    """Of the shared settings: equal where they are."""
+    return hashlib.sha256(json.dumps(shared_settings(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def find_runs(places: Iterable[Path], trust: Collection[str] = ()) -> list[Finished]:
@@ -183,14 +174,19 @@ def describe_data(source: DataConfig | None) -> dict[str, Any] | None:
         "path": source.path,
         "command": data.attributes.get("command"),
         "episodes": len(returns),
-        "return_mean": returns.mean(),
-        "return_std": returns.std(),
-        "return_quartiles": [float(f"{value:.6g}") for value in np.quantile(returns, (0, 0.25, 0.5, 0.75, 1))],
+        "return_mean": _short(returns.mean()),
+        "return_std": _short(returns.std()),
+        "return_quartiles": [_short(value) for value in np.quantile(returns, (0, 0.25, 0.5, 0.75, 1))],
     }
     costs = data.episode_costs()
     if costs is not None:
-        described["cost_mean"] = float(costs[: len(returns)].mean())
+        described["cost_mean"] = _short(costs[: len(returns)].mean())
     return described
+
+
+def _short(value: float) -> float:
+    """Six digits: what machines agree on."""
+    return float(f"{value:.6g}")
 
 
 def provenance(run: Path) -> dict[str, Any]:
@@ -208,7 +204,7 @@ def evaluations(run: Path) -> dict[str, Any]:
 
 
 def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
-    """The record of a run: provenance, evaluations, how it samples, and its curve by column.
+    """The record of a run: provenance, evaluations, its settings' fingerprint, how it samples, its curve by column.
 
     A curve's ``x`` counts ``env steps``, or ``gradient steps`` where a run made no env steps.
     """
@@ -216,7 +212,8 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
     chosen = {"steps": config.policy.steps}
     if "candidates" in config.agent:
         chosen |= {key: config.agent[key] for key in ("candidates", "temperature") if key in config.agent}
-    return origin | evaluations(run) | {"sampling": chosen, "curve": _curve(run, origin)}
+    made = {"settings": fingerprint(config), "sampling": chosen, "curve": _curve(run, origin)}
+    return origin | evaluations(run) | made
 
 
 def _curve(run: Path, origin: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +227,7 @@ def _curve(run: Path, origin: dict[str, Any]) -> dict[str, Any]:
         curve = {"unit": "gradient steps", "x": [round(each * point["iteration"]) for point in points]}
     for key in _CURVE:
         if points and f"eval/{key}" in points[0]:
-            curve[key] = [float(f"{point[f'eval/{key}']:.6g}") for point in points]
+            curve[key] = [_short(point[f"eval/{key}"]) for point in points]
     if not any(curve["x"]):
         raise UserError(f"{run} was never evaluated while it learned, so that it has no score; leave it out")
     return curve

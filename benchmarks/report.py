@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import distillations
 from benchmarks.comparison import Comparison
+from benchmarks.ledger import read_results
 from benchmarks.page import markdown_table, to_html, to_markdown
 from benchmarks.records import (
     RESULTS,
@@ -28,7 +29,6 @@ from benchmarks.records import (
     evaluations,
     find_runs,
     provenance,
-    read_results,
     source_of,
 )
 from benchmarks.sections import sections, task_table

@@ -1,9 +1,11 @@
 """Run a suite of trainings: ``python -m benchmarks.run suite=d4rl_locomotion agents=bc,dql seeds=5``.
 
-Run it again to go on where it stopped: finished trainings are left alone, interrupted ones are resumed. Every training
-has a folder of its own, <folder>/<task>_<agent>_s<seed>.
+Run it again to go on where it stopped: finished trainings are left alone, and so are those of a suite with tasks that
+are in its results, wherever they were made; interrupted ones are resumed. Every training has a folder of its own,
+<folder>/<task>_<agent>_s<seed>.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Literal
 
 from benchmarks import report
 from benchmarks.launchers import finished, run_local, run_slurm
-from benchmarks.records import Finished, write_results
+from benchmarks.ledger import on_record, write_results
+from benchmarks.records import Finished
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, require_positive
@@ -57,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     tasks = choose("task", config.tasks, suite.tasks or [""])
     chosen = [job for job in jobs(suite, folder, config.seeds) if job.agent in agents and job.task in tasks]
     failed = _launch(config, folder, [job for task, job in bases(suite).items() if task in tasks])
-    failed = failed or _launch(config, folder, chosen)
+    recorded = on_record(config.suite, chosen)
+    print(f"{len(recorded)} of {len(chosen)} trainings are on record", flush=True)
+    failed = failed or _launch(config, folder, [job for job in chosen if job not in recorded])
     sum_up(config.suite, suite, folder, chosen)
     if failed:
         raise UserError(f"{len(failed)} of the suite's trainings failed; see {', '.join(map(str, failed))}")
@@ -77,14 +82,14 @@ def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
     if suite.tasks:
         # Code that the suite's own words name is trusted, as on a command line.
         trust = {word.partition("=")[2].partition(":")[0] for job in chosen for word in job.words if ":" in word}
+        order = list(itertools.product(suite.tasks, suite.agents))
         runs = [
             Finished(summary.parent, read_config(summary.parent, trust), task, agent)
-            for task in suite.tasks
-            for agent in suite.agents
+            for task, agent in order
             for summary in sorted(folder.glob(f"{task}_{agent}_s[0-9]*/summary.json"))
         ]
         if runs:
-            print(f"wrote {write_results(name, suite.about, runs)}", flush=True)
+            print(f"wrote {write_results(name, suite.about, runs, order)}", flush=True)
         return
     for agent, entry in suite.agents.items():
         runs = [folder / job.name for job in chosen if job.agent == agent]

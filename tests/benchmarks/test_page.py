@@ -160,16 +160,6 @@ def test_half_interval_by_hand():
     assert comparison.half_interval([1.0]) is None
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    for module in (records, report):
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_suite_becomes_one_file_a_page_and_a_table(place, suite_file, capsys):
     tasks = {"short": ["data.episodes=5"], "shorter": ["data.episodes=4"]}
     short = words(bc_steps=200)

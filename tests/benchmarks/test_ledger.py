@@ -1,0 +1,72 @@
+"""Results of a suite outlive the run folders, and keep what belongs together."""
+
+import json
+import shutil
+
+import h5py
+import pytest
+
+from benchmarks import run
+from benchmarks.ledger import read_results
+from diffpolicy_rl.data.catalog import resolve
+from diffpolicy_rl.errors import UserError
+from tests.benchmarks.test_run import words
+
+
+@pytest.fixture
+def suite(place, suite_file):
+    """Write a suite of two agents on one task, whose data can be changed."""
+    data = shutil.copy(resolve("hopper"), place / "d.hdf5")
+
+    def write(*more):
+        agents = {"slow": {"words": ["agent=bc"]}, "fast": {"words": ["agent=bc", "agent.lr=1e-2"]}}
+        shared = [*words()[1:], f"data={data}", "data.episodes=4", *more]
+        suite_file("s", about="tiny", words=shared, tasks={"hop": []}, agents=agents, seeds=2)
+
+    write()
+    return write
+
+
+def trainings():
+    return [(record["agent"], record["seed"]) for record in read_results("s")["runs"]]
+
+
+def test_what_was_finished_elsewhere_stays_and_is_not_trained_again(suite, capsys):
+    run.main(["s", "folder=here", "agents=slow", "seeds=1"])
+    first = read_results("s")["runs"][0]
+    shutil.rmtree("here")
+    capsys.readouterr()
+    run.main(["s", "folder=there"])
+    said = capsys.readouterr().out
+    assert "1 of 4 trainings are on record" in said
+    assert said.count("training there/") == 3
+    assert "training there/hop_slow_s0" not in said
+    assert trainings() == [("fast", 0), ("fast", 1), ("slow", 0), ("slow", 1)]  # in the suite's order
+    assert read_results("s")["runs"][2] == first
+
+
+def test_other_settings_are_trained_anew_and_not_mixed_with_what_is_on_record(suite, place, capsys):
+    run.main(["s", "folder=here", "agents=slow"])
+    kept = (place / "results" / "s.json").read_text()
+    suite("policy.horizon=2", "policy.execute=2")
+    capsys.readouterr()
+    with pytest.raises(UserError, match="hop_slow_s1 has other settings than the seeds on record; take the old"):
+        run.main(["s", "folder=there", "agents=slow", "seeds=1"])
+    assert "training there/hop_slow_s0" in capsys.readouterr().out
+    assert (place / "results" / "s.json").read_text() == kept
+    run.main(["s", "folder=there", "agents=slow"])  # all that differ are there: they take the places of the old
+    assert trainings() == [("slow", 0), ("slow", 1)]
+    assert json.loads(kept)["runs"][0]["settings"] != read_results("s")["runs"][0]["settings"]
+
+
+def test_other_data_is_not_mixed_with_what_is_on_record(suite, place):
+    run.main(["s", "folder=here", "agents=slow", "seeds=1"])
+    kept = read_results("s")
+    (place / "d.hdf5").rename(place / "gone.hdf5")
+    run.main(["s", "folder=here", "agents=slow", "seeds=1"])  # what it was is on record
+    assert read_results("s") == kept
+    with h5py.File(place / "gone.hdf5", "a") as file:
+        file["rewards"][...] *= 2
+    (place / "gone.hdf5").rename(place / "d.hdf5")
+    with pytest.raises(UserError, match="the records of hop are of other data than these runs"):
+        run.main(["s", "folder=there", "agents=slow", "seeds=[1]"])
