@@ -1,10 +1,11 @@
 """Export a run's policy for a robot: ``python -m diffpolicy_rl.export runs/<run> out=bundle/``."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a run's deployed policy as a bundle, which runs on numpy and onnxruntime.
+    """Write a run's deployed policy as a bundle, which runs on numpy and onnxruntime, or as a checkpoint of LeRobot.
 
     Attributes:
         run: the run folder.
-        out: the bundle's folder; a bundle that is there is replaced.
+        out: the folder to write; a bundle that is there is replaced by another.
         which: last, best, base, or a checkpoint's step.
+        format: bundle, or lerobot for what was trained with policy=lerobot; what follows but trust is a bundle's.
         name: of the bundle, by default the run folder's.
         rate_hz: actions executed per second, by default the task's.
         names: of the entries of an action, such as joints.
@@ -33,12 +35,14 @@ class ExportConfig:
         limits: a YAML file of low, high, velocity, acceleration, jerk, workspace; low and high default to the task's.
         latency_budget_ms: what a call may take, by default half of the time that its actions are executed for.
         stale_after_ms: age at which an observation is not acted on, by default two control periods.
+        state_dim: a LeRobot checkpoint's, how many of an observation's first numbers are the robot's own state.
         trust: modules outside diffpolicy_rl that the run names and whose code may run.
     """
 
     run: str
     out: str
     which: str = "last"
+    format: Literal["bundle", "lerobot"] = "bundle"
     name: str | None = None
     rate_hz: float | None = None
     names: tuple[str, ...] = ()
@@ -48,14 +52,23 @@ class ExportConfig:
     limits: str | None = None
     latency_budget_ms: float | None = None
     stale_after_ms: float | None = None
+    state_dim: int | None = None
     trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse rates and times that are none."""
+        """Refuse rates and times that are none, and settings of the other format."""
         for name in ("rate_hz", "latency_budget_ms", "stale_after_ms"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value} must be above 0")
+        if self.format == "lerobot" and self.state_dim is None:
+            raise UserError(
+                "format=lerobot needs state_dim: how many of the first observed numbers are the robot's own"
+            )
+        given = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) not in (None, ())}
+        own = given - {"run", "out", "which", "format", "trust"}
+        for name in sorted(own - {"state_dim"} if self.format == "lerobot" else own & {"state_dim"}):
+            raise UserError(f"format={self.format} has no place for {name}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,33 @@ class LimitSettings:
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     config = cli.parse(ExportConfig, argv, "python -m diffpolicy_rl.export RUN out=FOLDER [key=value ...]", "run")
+    from diffpolicy_rl.training.build import build_env
+    from diffpolicy_rl.training.run import load_agent, read_config
+
+    folder = Path(config.run)
+    settings = read_config(folder, config.trust)
+    agent = load_agent(folder, config.which, config.trust)
+    if config.format == "lerobot":
+        _write_checkpoint(config, agent)
+    else:
+        _write_bundle(config, folder, settings, agent, build_env(settings, 1))
+
+
+def _write_checkpoint(config: ExportConfig, agent: "Agent") -> None:
+    """Write LeRobot's files."""
+    from diffpolicy_rl.bundles.lerobot import checkpoint_files
+    from diffpolicy_rl.data.files import new_folder
+
+    assert config.state_dim is not None
+    files = checkpoint_files(agent.deploy().eval(), config.state_dim)
+    with new_folder(Path(config.out)) as target:
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+    print(f"wrote {config.out}: {', '.join(files)}")
+
+
+def _write_bundle(config: ExportConfig, folder: Path, settings: "TrainConfig", agent: "Agent", env: "VecEnv") -> None:
+    """Write a bundle, measured."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -90,13 +130,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("export needs extra packages: pip install 'diffpolicy_rl[export]'") from error
     from diffpolicy_rl.bundles.graph import Deployment
     from diffpolicy_rl.bundles.writing import write_bundle
-    from diffpolicy_rl.training.build import build_env
-    from diffpolicy_rl.training.run import load_agent, read_config
 
-    folder = Path(config.run)
-    settings = read_config(folder, config.trust)
-    agent = load_agent(folder, config.which, config.trust)
-    env = build_env(settings, 1)
     policy = agent.deploy().exportable().eval().requires_grad_(False)
     normalizers = agent.policy.obs_normalizer, agent.policy.action_normalizer
     shape = env.single_observation_space.shape

@@ -38,6 +38,30 @@ class Modulation(nn.Module):
         return self.trunk(self.time_in(self.time(t, s)) + self.cond_in(cond))
 
 
+class LinearModulation(nn.Module):
+    """Mish and one layer from (times, condition) to every modulation parameter (Chi et al. 2023, public code).
+
+    The layer over the concatenation is kept as two summands, because times and conditions broadcast.
+
+    Args:
+        cond_dim: width of the condition features.
+        time: features of the times.
+        sizes: how many parameters each block takes.
+    """
+
+    def __init__(self, cond_dim: int, time: TimeEncoding, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes, self.time = list(sizes), time
+        self.time_out = nn.Linear(time.dim, sum(sizes))
+        self.cond_out = nn.Linear(cond_dim, sum(sizes), bias=False)
+        draw_as_one_layer(self.time_out, self.cond_out)
+
+    def forward(self, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """Map times (...) and conditions (..., F), which broadcast, to parameters (..., sum of sizes)."""
+        mish = nn.functional.mish
+        return self.time_out(mish(self.time(t, s))) + self.cond_out(mish(cond))
+
+
 class ModulatedNet(DenoisingNet):
     """A net whose context is the modulation of all its blocks.
 
@@ -46,7 +70,7 @@ class ModulatedNet(DenoisingNet):
         modulation: from (times, condition) to the context.
     """
 
-    modulation: Modulation
+    modulation: Modulation | LinearModulation
 
     def __init__(self, horizon: int, action_dim: int) -> None:
         super().__init__()

@@ -93,7 +93,7 @@ class ConditionalUNet1d(ModulatedNet):
         time_scale: float = STEPS,
     ) -> None:
         super().__init__(horizon, action_dim)
-        _refuse(horizon, widths, kernel, groups)
+        refuse_unfit(horizon, widths, kernel, groups)
 
         def level(inputs: int, width: int) -> Level:
             return Level(inputs, width, kernel, groups)
@@ -126,8 +126,8 @@ class ConditionalUNet1d(ModulatedNet):
         return self.out(x).transpose(1, 2)
 
 
-def _refuse(horizon: int, widths: tuple[int, ...], kernel: int, groups: int) -> None:
-    """Raise UserError for settings that make no net."""
+def refuse_unfit(horizon: int, widths: tuple[int, ...], kernel: int, groups: int) -> None:
+    """Raise UserError for settings that make no U-Net."""
     require_positive(kernel=kernel, groups=groups)
     if kernel % 2 == 0:
         raise UserError(f"kernel={kernel}, but only an odd one keeps the length of a chunk")

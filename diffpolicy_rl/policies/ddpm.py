@@ -46,6 +46,9 @@ class DDPM:
         schedule: a name in ``SCHEDULES``.
         prediction: whether the net predicts the noise or the clean action.
         clip: bound on the predicted clean action, in normalised units, or None.
+
+    Attributes:
+        betas: of the levels, from the first.
     """
 
     two_times: ClassVar[bool] = False
@@ -58,9 +61,10 @@ class DDPM:
         clip: float | None = 1.0,
     ) -> None:
         require_positive(levels=levels)
-        self.levels, self.prediction, self.clip = levels, prediction, clip
+        self.levels, self.schedule, self.prediction, self.clip = levels, schedule, prediction, clip
+        self.betas = SCHEDULES[schedule](levels)
         self._alpha_bar = [1.0]
-        for beta in SCHEDULES[schedule](levels):
+        for beta in self.betas:
             self._alpha_bar.append(self._alpha_bar[-1] * (1 - beta))
         self._table = functools.cache(lambda device: torch.tensor(self._alpha_bar, dtype=torch.float64, device=device))
 

@@ -61,9 +61,22 @@ def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
         trees: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in composed]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
-    runs = [resolve(tree) for tree in trees]
+    runs = [resolve(_without_the_replaced_net(tree, words)) for tree in trees]
     _refuse_unused_data(words, runs[0])
     return runs
+
+
+def _without_the_replaced_net(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The settings without those that a policy's file gives its own net, where net= puts another in its place."""
+    from diffpolicy_rl.training.config import settings, target
+
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    if "net" not in keys:
+        return tree
+    net = tree["policy"]["net"]
+    kept = {"_target_", *settings(target(net["_target_"])), *(key.removeprefix("policy.net.") for key in keys)}
+    policy = tree["policy"] | {"net": {name: value for name, value in net.items() if name in kept}}
+    return tree | {"policy": policy}
 
 
 def _refuse_contradictions(words: Sequence[str]) -> None:

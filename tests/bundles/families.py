@@ -7,6 +7,7 @@ import torch
 
 from diffpolicy_rl.bundles.graph import Deployment
 from diffpolicy_rl.bundles.writing import About
+from diffpolicy_rl.nets.chi_unet1d import ChiUNet1d
 from diffpolicy_rl.nets.mlp import ConditionMLP, DenoisingMLP
 from diffpolicy_rl.nets.transformer import DiffusionTransformer
 from diffpolicy_rl.nets.unet1d import ConditionalUNet1d
@@ -25,6 +26,7 @@ NETS = {
     "mlp": functools.partial(DenoisingMLP, hidden=(16,) * 3),
     "condition": functools.partial(ConditionMLP, hidden=(16,)),
     "unet1d": functools.partial(ConditionalUNet1d, widths=(8, 16), groups=4, hidden=(16,)),
+    "chi_unet1d": functools.partial(ChiUNet1d, widths=(16, 32), time_dim=8),
     "transformer": functools.partial(DiffusionTransformer, width=16, depth=1, heads=2, hidden=(16,)),
 }
 FAMILIES = {
@@ -37,7 +39,7 @@ FAMILIES = {
     "dsrl-sac": (Shortcut(), 1, "mlp"),
     "expo": (RectifiedFlow(), 1, "mlp"),
     "pa_rl": (Consistency(), 1, "mlp"),
-    "residual_sac": (RectifiedFlow(), 1, "mlp"),
+    "residual_sac": (RectifiedFlow(), 1, "chi_unet1d"),
     "resip": (RectifiedFlow(), 1, "mlp"),
     "dql": (MeanFlow(), 1, "mlp"),  # and OFQL
     "fql": (RectifiedFlow(clip=None), 1, "mlp"),
