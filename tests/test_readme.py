@@ -10,7 +10,7 @@ from diffpolicy_rl import cli, collect, distill, evaluate, export, serve, train,
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 # What --cfg job says where it uses other words.
-SHOWN = {"2e-4": "0.0002", "500_000": "500000", "paper": "env_steps: 80000000"}
+SHOWN = {"lerobot": "chiunet1d", "2e-4": "0.0002", "500_000": "500000", "paper": "env_steps: 80000000"}
 COMMANDS = re.findall(r"^python -m diffpolicy_rl\.([\w.]+) ?([^#\n]*)", README, re.MULTILINE)
 CONFIGS = {
     "evaluate": evaluate.EvaluateConfig,

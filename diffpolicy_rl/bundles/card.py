@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from diffpolicy_rl.runtime.manifest import Limits, Manifest, Port
+from diffpolicy_rl.runtime.manifest import OUTPUTS, Limits, Manifest, Port
 from diffpolicy_rl.training.verdict import verdict_line
 
 _GRAPHS = {
@@ -135,7 +135,7 @@ def _plain(value: tuple[Any, ...]) -> list[Any]:
 
 
 def _measured(graph: str, parity: dict[str, Any], latency: dict[str, Any]) -> str:
-    output = {"policy": "actions", "residual": "corrected", "score": "score"}[graph]
+    output = OUTPUTS[graph]
     times = latency["graphs"][graph]
     far = parity["outputs"][output]["onnx_torch"]["max"]
     return f"| {graph} | {times['p50_ms']:.3f} | {times['p99_ms']:.3f} | {far:.1e} |"

@@ -1,6 +1,7 @@
 """Verification of a bundle: everything it claims that can be computed again, is."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -10,7 +11,17 @@ from typing import NamedTuple
 import jsonschema
 import numpy as np
 
-from diffpolicy_rl.bundles.examples import ACTIONS, NOISE, SCALE, bundle_answers, errors, read_examples, require_close
+from diffpolicy_rl.bundles.examples import (
+    ACTIONS,
+    CORRECTED,
+    NOISE,
+    SCALE,
+    SCORE,
+    bundle_answers,
+    errors,
+    read_examples,
+    require_close,
+)
 from diffpolicy_rl.bundles.measure import measure_latency
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
@@ -98,26 +109,29 @@ class _Opened:
         shapes = {port.name: (rows, *port.shape) for port in (*manifest.inputs, manifest.output)}
         shapes |= {SCALE: manifest.output.shape[-1:]}
         shapes |= {} if manifest.noise is None else {NOISE: (rows, *manifest.noise)}
-        shapes |= {"corrected": (rows, *manifest.output.shape[1:])} if "residual" in manifest.graphs else {}
-        shapes |= {"score": (rows,)} if "score" in manifest.graphs else {}
+        shapes |= {CORRECTED: (rows, *manifest.output.shape[1:])} if "residual" in manifest.graphs else {}
+        shapes |= {SCORE: (rows,)} if "score" in manifest.graphs else {}
         if {name: array.shape for name, array in self.arrays.items()} != shapes or rows < _FEWEST:
             raise BundleError(f"{_EXAMPLES} does not hold at least {_FEWEST} rows of what manifest.json describes")
         if not all(np.isfinite(array).all() for array in self.arrays.values()) or not (self.arrays[SCALE] > 0).all():
             raise BundleError(f"{_EXAMPLES} holds numbers that are not finite, or a scale that is not above 0")
         return f"{rows} rows"
 
+    @functools.cached_property
+    def answers(self) -> dict[str, np.ndarray]:
+        """What the bundle gives for the examples."""
+        return bundle_answers(self.bundle, self.arrays, self.arrays[ACTIONS])
+
     def parity(self) -> str:
         """The graphs give what torch gave when the bundle was made."""
-        answers = bundle_answers(self.bundle, self.arrays, self.arrays[ACTIONS])
-        return self._close(answers, self.arrays, "torch's")
+        return self._close(self.answers, self.arrays, "torch's")
 
     def batches(self) -> str:
         """A row alone gives what it gives among others."""
-        batch = bundle_answers(self.bundle, self.arrays, self.arrays[ACTIONS])
         parts = [{n: a if n == SCALE else a[i : i + 1] for n, a in self.arrays.items()} for i in range(_FEWEST)]
         rows = [bundle_answers(self.bundle, part, part[ACTIONS]) for part in parts]
-        alone = {name: np.concatenate([row[name] for row in rows]) for name in batch}
-        return self._close(alone, {name: array[:_FEWEST] for name, array in batch.items()}, "that of a batch")
+        alone = {name: np.concatenate([row[name] for row in rows]) for name in self.answers}
+        return self._close(alone, {name: array[:_FEWEST] for name, array in self.answers.items()}, "that of a batch")
 
     def limits(self) -> str:
         """Most of the examples' actions lie within the limits; else units or limits are not what they seem."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from diffpolicy_rl.runtime.bundle import Bundle
 from diffpolicy_rl.runtime.errors import BundleError
+from diffpolicy_rl.runtime.manifest import OUTPUTS
 
 Arrays = dict[str, NDArray[np.float32]]
-OBSERVATION, NOISE, ACTION, ACTIONS = "observation", "noise", "action", "actions"
+OBSERVATION, NOISE, ACTION = "observation", "noise", "action"
+ACTIONS, CORRECTED, SCORE = OUTPUTS.values()
 SCALE = "action_scale"  # D, what one normalised unit of an action is in its own
-CORRECTED, SCORE = "corrected", "score"
 TOLERANCE = 1e-5  # of every output, in normalised units
 _MOST_BYTES = 1 << 28  # of all arrays of a file
 _NUMBERS = ("<f4", "|u1")

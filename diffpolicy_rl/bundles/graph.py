@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffpolicy_rl.bundles.examples import ACTION, ACTIONS, NOISE, OBSERVATION
+from diffpolicy_rl.bundles.examples import ACTION, ACTIONS, CORRECTED, NOISE, OBSERVATION, SCORE
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.linear import Linear
 from diffpolicy_rl.policies.normalize import Normalizer
@@ -92,10 +92,10 @@ def export_graphs(deployment: Deployment) -> Graphs:
     horizon, dim = next(node for node in program.graph.nodes if node.op == "output").args[0][0].meta["val"].shape[1:]
     if policy.per_step:
         inputs = obs | {ACTION: torch.zeros(_ROWS, dim)}
-        contents["residual"] = _graph(policy, _traced(policy, policy.correct, inputs), inputs, "corrected")
+        contents["residual"] = _graph(policy, _traced(policy, policy.correct, inputs), inputs, CORRECTED)
     if policy.scores:
         inputs = obs | {ACTIONS: torch.zeros(_ROWS, horizon, dim)}
-        contents["score"] = _graph(policy, _traced(policy, policy.score, inputs), inputs, "score")
+        contents["score"] = _graph(policy, _traced(policy, policy.score, inputs), inputs, SCORE)
     return Graphs(contents, noise, int(horizon))
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 
 from diffpolicy_rl.runtime.errors import BundleError
 from diffpolicy_rl.runtime.files import read_bundle
-from diffpolicy_rl.runtime.manifest import Manifest, Port
+from diffpolicy_rl.runtime.manifest import OUTPUTS, Manifest, Port
 from diffpolicy_rl.runtime.onnx_file import check_onnx
 
 _ONNX_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
@@ -36,7 +36,7 @@ class Bundle:
             "residual": (*manifest.inputs, action),
             "score": (*manifest.inputs, manifest.output),
         }
-        outputs = {"policy": manifest.output.name, "residual": "corrected", "score": "score"}
+        outputs = OUTPUTS | {"policy": manifest.output.name}
         shapes = {"policy": chunk, "residual": chunk[1:], "score": ()}
         self._graphs = {
             name: _Graph(content, manifest.graphs[name], inputs[name], outputs[name], shapes[name])

@@ -100,11 +100,23 @@ def test_a_refused_request_does_not_end_the_client():
         client.infer(OBS)
 
 
+def resets_told(client, meanwhile=lambda: None):
+    """A list that grows with every request by whether it tells a reset; something happens while the first is asked."""
+    told, ask = [], client._ask
+
+    def asked(frame, until):
+        told.append(b"__reset__" in frame)
+        if len(told) == 1:
+            meanwhile()
+        return ask(frame, until)
+
+    client._ask = asked
+    return told
+
+
 def test_a_reset_is_told_once():
     with serving() as live, live.client() as client:
-        told = []
-        ask = client._ask
-        client._ask = lambda frame, until: (told.append(b"__reset__" in frame), ask(frame, until))[1]
+        told = resets_told(client)
         client.infer(OBS)
         client.reset()
         client.infer(OBS)
@@ -114,9 +126,7 @@ def test_a_reset_is_told_once():
 
 def test_a_reset_is_told_again_if_it_did_not_arrive():
     with serving() as live, live.client() as client:
-        told = []
-        ask = client._ask
-        client._ask = lambda frame, until: (told.append(b"__reset__" in frame), ask(frame, until))[1]
+        told = resets_told(client)
         client.reset()
         with pytest.raises(ServerRefused):
             client.infer({"state": np.zeros(4)})
@@ -127,16 +137,7 @@ def test_a_reset_is_told_again_if_it_did_not_arrive():
 
 def test_a_reset_is_told_though_an_earlier_one_is_under_way():
     with serving() as live, live.client() as client:
-        told = []
-        ask = client._ask
-
-        def ask_meanwhile(frame, until):
-            told.append(b"__reset__" in frame)
-            if len(told) == 1:
-                client.reset()
-            return ask(frame, until)
-
-        client._ask = ask_meanwhile
+        told = resets_told(client, meanwhile=client.reset)
         client.reset()
         for _ in range(3):
             client.infer(OBS)
