@@ -1,8 +1,10 @@
 """From chunks of actions to one action per control tick."""
 
+import atexit
 import functools
 import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -20,6 +22,8 @@ WarmStart = Literal["fresh", "same", "shifted"]
 Submit = Callable[[Callable[[], Array]], "Future[Array]"]
 
 _WINDOW = 50  # latencies that the delay is chosen from
+_GRACE = 1.0  # seconds that a program which ends waits for what is being computed
+_RUNNING: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
 
 
 class _Plan(NamedTuple):
@@ -67,8 +71,8 @@ class ChunkRunner:
             could go either way on its way; or that one ``shifted`` by the ticks between, (..., H, D), filled up afresh.
         share: of A, left when the next chunk is asked for.
         decay: of the ensemble's weights.
-        submit: runs a function in the background; by default in a thread of its own, which does not keep the program
-            from ending.
+        submit: runs a function in the background; by default in a thread of its own, which keeps the program from
+            ending for a second at most.
 
     Attributes:
         failures: calls in the background since ``reset`` that raised, or gave no (H, D).
@@ -233,5 +237,14 @@ def _in_a_thread(work: Callable[[], Array]) -> "Future[Array]":
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    _RUNNING.add(thread)
+    thread.start()
     return answer
+
+
+@atexit.register
+def _wait_for_threads() -> None:
+    """Wait a little: a graph that is done when the interpreter no longer is there aborts the program."""
+    for thread in list(_RUNNING):
+        thread.join(_GRACE)

@@ -47,11 +47,12 @@ def plot_spread(path: Path, by_state: dict[str, list[float]]) -> None:
 def record_video(path: Path, policy: DeployedPolicy, make_env: Callable[[], VecEnv], seed: int) -> str:
     """Film one episode of a one-row env; returns a line that says where the video is, or why there is none."""
     try:
-        import imageio_ffmpeg
+        import imageio
+        import imageio_ffmpeg  # noqa: F401
     except ImportError:
         return 'no video: it needs imageio-ffmpeg, pip install "diffpolicy_rl[video]"'
     try:
-        _write_frames(path, _play(policy, make_env(), seed), imageio_ffmpeg)
+        imageio.mimwrite(path, _play(policy, make_env(), seed), fps=_FRAMES_PER_SECOND)
     except Exception as error:  # simulators, OpenGL and ffmpeg fail in their own ways, and the run is finished by now
         return f"no video: {error}"
     return f"filmed {path}"
@@ -73,15 +74,6 @@ def _save(axes: Any, path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     axes.figure.savefig(path, dpi=120)
-
-
-def _write_frames(path: Path, frames: list[Any], imageio_ffmpeg: Any) -> None:
-    height, width, _ = frames[0].shape
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=_FRAMES_PER_SECOND, codec="libx264")
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame.tobytes())
-    writer.close()
 
 
 @torch.inference_mode()

@@ -123,6 +123,13 @@ def test_a_policy_that_hangs_does_not_keep_the_program_from_ending():
     assert (done.stdout, done.stderr) == ("None\n", "")
 
 
+def test_what_is_nearly_computed_is_computed_before_the_program_ends():
+    program = "import time; from diffpolicy_rl.runtime.chunk import ChunkRunner\n"
+    program += "ChunkRunner(lambda obs: (time.sleep(0.2), print('done', flush=True)), 2, 2, 'prefetch')({})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
 def test_the_policy_in_the_background_sees_the_observation_as_it_was():
     background, obs = Background(), at(0)
     runner = ChunkRunner(Planner(3), 3, 3, "prefetch", submit=background)
