@@ -1,23 +1,23 @@
-"""The results of a suite, results/<suite>.json: what is finished anywhere is kept there, and need not be trained again.
+"""The results of a suite with tasks, results/<suite>.json, to which every machine adds what it finished.
 
-Run folders stay on the machine that trained them. Records of other machines' runs stay in the file, as long as their
-data and settings are those of what is added.
+Run folders stay where they were made. Records of other machines' runs stay in the file and count as finished, as long
+as their settings are those that the suite asks for; their data is compared when runs are added.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import RESULTS, Finished, collect, fingerprint
+from benchmarks.records import RESULTS, Finished, collect, shared_settings
 from benchmarks.suites import Job
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
-from diffpolicy_rl.training.run import adopt_base
+from diffpolicy_rl.training.run import differences
 
-Training = tuple[str, str, int]
-"""Task, agent and seed."""
+Place = tuple[str, str]
+"""Task and agent."""
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -29,13 +29,32 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def on_record(name: str, jobs: Sequence[Job]) -> list[Job]:
-    """Those of a suite's trainings that are in its results, with the settings that their words stand for today."""
-    known = {_training(record): record["settings"] for record in _kept(name)["runs"]}
-    asked = [job for job in jobs if (job.task, job.agent, job.seed) in known]
-    return [job for job in asked if _fingerprint(job) == known[job.task, job.agent, job.seed]]
+    """Those of a suite's trainings that are in its results.
+
+    Raises:
+        UserError: if others were made with settings that the suite does not ask for today.
+    """
+    kept = _kept(name)
+    known = {(record["task"], record["agent"], record["seed"]) for record in kept["runs"]}
+    for job in {(job.task, job.agent): job for job in jobs}.values():
+        for key, ours, theirs in unlike(job, kept["settings"].get(_label(job.task, job.agent), {})):
+            raise UserError(
+                f"{_path(name)} has {job.task}_{job.agent} with {key}={theirs}, but the suite says {ours}; "
+                "take its records out of the file to train it anew"
+            )
+    return [job for job in jobs if (job.task, job.agent, job.seed) in known]
 
 
-def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequence[tuple[str, str]]) -> Path:
+def unlike(job: Job, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What runs that share ``settings`` have otherwise than a job: the setting's name, the job's value and theirs."""
+    (config,) = compose(job.words, sweep=False)
+    ours = json.loads(json.dumps(shared_settings(config)))
+    if config.base is not None:  # which brings the policy
+        ours["policy"] = settings.get("policy")
+    return differences(ours, settings)
+
+
+def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequence[Place]) -> Path:
     """Add runs to the results of a suite, one record on each line; a run replaces the record of the same training.
 
     Args:
@@ -48,21 +67,24 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
         The file's path.
 
     Raises:
-        UserError: if runs of one agent on one task differ, among themselves or from those on record, in more than their
-            seeds.
+        UserError: if runs of one agent on one task differ in more than their seeds, or learned from other data than
+            those on record.
     """
     kept, found = _kept(name), json.loads(json.dumps(collect(runs)))
-    tasks = kept["tasks"] | {
-        task: made for task, made in found["tasks"].items() if _is_described(made) or task not in kept["tasks"]
-    }
-    records = {_training(record): record for record in [*kept["runs"], *found["runs"]]}
-    _refuse_unlike(_path(name), records, kept["tasks"], tasks)
-    places = {place: index for index, place in enumerate(order)}
-    ordered = sorted(records, key=lambda training: (places.get(training[:2], len(places)), training))
-    lines = ",\n".join(json.dumps(records[training]) for training in ordered)
-    described = {task: tasks[task] for task, *_ in ordered}
+    added = {(record["task"], record["agent"], record["seed"]): record for record in found["runs"]}
+    stay = [r for r in kept["runs"] if (r["task"], r["agent"], r["seed"]) not in added]
+    tasks = _tasks(_path(name), kept["tasks"], found["tasks"], {record["task"] for record in stay})
+    settings = kept["settings"] | {_label(run.task, run.agent): run.settings for run in runs}
+    index = {place: number for number, place in enumerate(order)}
+    records = sorted(
+        [*stay, *added.values()], key=lambda r: (index.get((r["task"], r["agent"]), len(index)), r["seed"])
+    )
+    labels = dict.fromkeys(_label(record["task"], record["agent"]) for record in records)
+    described = {task: tasks[task] for task in dict.fromkeys(record["task"] for record in records)}
     head = json.dumps({"suite": name, "about": about, "tasks": described}, indent=1).removesuffix("\n}")
-    write_text(_path(name), f'{head},\n "runs": [\n{lines}\n]}}\n')
+    shared = ",\n".join(f"{json.dumps(label)}: {json.dumps(settings[label])}" for label in labels)
+    lines = ",\n".join(map(json.dumps, records))
+    write_text(_path(name), f'{head},\n "settings": {{\n{shared}\n}},\n "runs": [\n{lines}\n]}}\n')
     return _path(name)
 
 
@@ -70,33 +92,32 @@ def _path(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
 
+def _label(task: str, agent: str) -> str:
+    return f"{task}_{agent}"
+
+
 def _kept(name: str) -> dict[str, Any]:
-    results = json.loads(_path(name).read_text()) if _path(name).exists() else {}
-    return results if "suite" in results else {"tasks": {}, "runs": []}
+    """What the file holds, with the keys that a suite's results have."""
+    path = _path(name)
+    try:
+        results = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; restore it, or delete it to begin anew") from None
+    empty = {"tasks": {}, "settings": {}, "runs": []}
+    return empty | results if "suite" in results else empty
 
 
-def _training(record: dict[str, Any]) -> Training:
-    return record["task"], record["agent"], record["seed"]
+def _tasks(path: Path, kept: dict[str, Any], found: dict[str, Any], stay: set[str]) -> dict[str, Any]:
+    """Descriptions of all tasks; UserError if one that keeps records is about other data now."""
+    tasks = kept | {task: made for task, made in found.items() if _is_described(made) or task not in kept}
+    for task in stay:
+        if _is_described(kept[task]) and kept[task] != tasks[task]:
+            raise UserError(
+                f"the records of {task} are of other data than these runs; take them out of {path}, or train on theirs"
+            )
+    return tasks
 
 
 def _is_described(task: dict[str, Any]) -> bool:
-    """Whether its data, if it has any, was still here when its runs were summed up."""
+    """Whether its data, if it has any, was there when its runs were summed up."""
     return task["data"] is None or "episodes" in task["data"]
-
-
-def _fingerprint(job: Job) -> str:
-    (config,) = compose(job.words, sweep=False)
-    return fingerprint(adopt_base(config))
-
-
-def _refuse_unlike(
-    path: Path, records: Mapping[Training, dict[str, Any]], kept: dict[str, Any], tasks: dict[str, Any]
-) -> None:
-    remedy = f"take the old records out of {path}, or train as they were"
-    for task, described in kept.items():
-        if described != tasks[task]:
-            raise UserError(f"the records of {task} are of other data than these runs; {remedy}")
-    first: dict[tuple[str, str], str] = {}
-    for (task, agent, seed), record in records.items():
-        if first.setdefault((task, agent), record["settings"]) != record["settings"]:
-            raise UserError(f"{task}_{agent}_s{seed} has other settings than the seeds on record; {remedy}")

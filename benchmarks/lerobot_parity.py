@@ -1,6 +1,6 @@
 """Does LeRobot compute what we do from a checkpoint we write? ``python -m benchmarks.lerobot_parity`` where it is.
 
-It wants an older torch than the rest, but runs with the newer one: ``pip install --no-deps lerobot`` in an environment
+LeRobot asks for an older torch than ours, but runs with it: ``pip install --no-deps lerobot`` in an environment
 of its own, and what it then misses. Policies with random weights, of every kind that has a place in LeRobot, are
 written, loaded as its users load them, and asked with the same noise, for whole chunks and action by action.
 """

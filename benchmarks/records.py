@@ -1,6 +1,5 @@
 """What is kept of finished runs: a record per run, with all that tables, figures and their makers' questions need."""
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -50,11 +49,6 @@ class Finished:
 def shared_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that all runs of one agent on one task share."""
     return {key: value for key, value in to_plain(config).items() if key not in _OWN}
-
-
-def fingerprint(config: TrainConfig) -> str:
-    """Of the shared settings: equal where they are."""
-    return hashlib.sha256(json.dumps(shared_settings(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def find_runs(places: Iterable[Path], trust: Collection[str] = ()) -> list[Finished]:
@@ -204,7 +198,7 @@ def evaluations(run: Path) -> dict[str, Any]:
 
 
 def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
-    """The record of a run: provenance, evaluations, its settings' fingerprint, how it samples, its curve by column.
+    """The record of a run: provenance, evaluations, how it samples, and its curve by column.
 
     A curve's ``x`` counts ``env steps``, or ``gradient steps`` where a run made no env steps.
     """
@@ -212,8 +206,7 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
     chosen = {"steps": config.policy.steps}
     if "candidates" in config.agent:
         chosen |= {key: config.agent[key] for key in ("candidates", "temperature") if key in config.agent}
-    made = {"settings": fingerprint(config), "sampling": chosen, "curve": _curve(run, origin)}
-    return origin | evaluations(run) | made
+    return origin | evaluations(run) | {"sampling": chosen, "curve": _curve(run, origin)}
 
 
 def _curve(run: Path, origin: dict[str, Any]) -> dict[str, Any]:

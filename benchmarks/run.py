@@ -1,7 +1,7 @@
 """Run a suite of trainings: ``python -m benchmarks.run suite=d4rl_locomotion agents=bc,dql seeds=5``.
 
 Run it again to go on where it stopped: finished trainings are left alone, and so are those of a suite with tasks that
-are in its results, wherever they were made; interrupted ones are resumed. Every training has a folder of its own,
+its results have, wherever they were made; interrupted ones are resumed. Every training has a folder of its own,
 <folder>/<task>_<agent>_s<seed>.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 from benchmarks import report
 from benchmarks.launchers import finished, run_local, run_slurm
-from benchmarks.ledger import on_record, write_results
+from benchmarks.ledger import on_record, unlike, write_results
 from benchmarks.records import Finished
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
@@ -59,13 +59,39 @@ def main(argv: Sequence[str]) -> None:
     agents = choose("agent", config.agents, suite.agents)
     tasks = choose("task", config.tasks, suite.tasks or [""])
     chosen = [job for job in jobs(suite, folder, config.seeds) if job.agent in agents and job.task in tasks]
-    failed = _launch(config, folder, [job for task, job in bases(suite).items() if task in tasks])
-    recorded = on_record(config.suite, chosen)
-    print(f"{len(recorded)} of {len(chosen)} trainings are on record", flush=True)
-    failed = failed or _launch(config, folder, [job for job in chosen if job not in recorded])
+    left = chosen
+    if suite.tasks:
+        _refuse_unlike(suite, folder)
+        recorded = on_record(config.suite, chosen)
+        print(f"{len(recorded)} of {len(chosen)} trainings are on record", flush=True)
+        left = [job for job in chosen if job not in recorded]
+    needed = {job.task for job in left}
+    failed = _launch(config, folder, [base for task, base in bases(suite).items() if task in needed])
+    failed = failed or _launch(config, folder, left)
     sum_up(config.suite, suite, folder, chosen)
     if failed:
         raise UserError(f"{len(failed)} of the suite's trainings failed; see {', '.join(map(str, failed))}")
+
+
+def _finished_runs(suite: Suite, folder: Path) -> list[Finished]:
+    """All runs of a suite in a folder that came to their end."""
+    # Code that the suite's own words name is trusted, as on a command line.
+    trust = {
+        word.partition("=")[2].partition(":")[0] for job in jobs(suite, folder) for word in job.words if ":" in word
+    }
+    return [
+        Finished(summary.parent, read_config(summary.parent, trust), task, agent)
+        for task, agent in itertools.product(suite.tasks, suite.agents)
+        for summary in sorted(folder.glob(f"{task}_{agent}_s[0-9]*/summary.json"))
+    ]
+
+
+def _refuse_unlike(suite: Suite, folder: Path) -> None:
+    """Raise UserError for a finished run that was trained otherwise than the suite asks for today."""
+    asked = {(job.task, job.agent): job for job in jobs(suite, folder)}
+    for run in _finished_runs(suite, folder):
+        for key, ours, theirs in unlike(asked[run.task, run.agent], run.settings):
+            raise UserError(f"{run.folder} has {key}={theirs}, but the suite says {ours}; move it elsewhere")
 
 
 def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
@@ -80,15 +106,8 @@ def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
 def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
     """Write what is finished to benchmarks/results: one file, or, of a suite without tasks, one per complete agent."""
     if suite.tasks:
-        # Code that the suite's own words name is trusted, as on a command line.
-        trust = {word.partition("=")[2].partition(":")[0] for job in chosen for word in job.words if ":" in word}
-        order = list(itertools.product(suite.tasks, suite.agents))
-        runs = [
-            Finished(summary.parent, read_config(summary.parent, trust), task, agent)
-            for task, agent in order
-            for summary in sorted(folder.glob(f"{task}_{agent}_s[0-9]*/summary.json"))
-        ]
-        if runs:
+        if runs := _finished_runs(suite, folder):
+            order = list(itertools.product(suite.tasks, suite.agents))
             print(f"wrote {write_results(name, suite.about, runs, order)}", flush=True)
         return
     for agent, entry in suite.agents.items():

@@ -73,6 +73,7 @@ def _train(config: DistillConfig, teaching: "TrainConfig", teacher: "DeployedPol
     Raises:
         UserError: if ``out`` holds another run.
     """
+    from diffpolicy_rl.training.config import to_plain
     from diffpolicy_rl.training.run import differences, read_config
     from diffpolicy_rl.training.session import train
     from diffpolicy_rl.training.students import student_config
@@ -91,7 +92,7 @@ def _train(config: DistillConfig, teaching: "TrainConfig", teacher: "DeployedPol
     begun, finished = (out / "checkpoints" / "last").exists(), (out / "summary.json").exists()
     if begun or finished:
         there = dataclasses.replace(read_config(out, config.trust), run_dir=str(out), threads=config.threads)
-        for name, ours, theirs in differences(student, there):
+        for name, ours, theirs in differences(to_plain(student), to_plain(there)):
             raise UserError(f"{out} holds a run with {name}={theirs}, not {ours}; choose another out")
     if finished:
         print(f"{out} is trained already, so that only the comparison is made anew")

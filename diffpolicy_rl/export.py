@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class ExportConfig:
     """Write a run's deployed policy as a bundle, which runs on numpy and onnxruntime, or as a checkpoint of LeRobot.
 
+    Of the settings after ``format`` a checkpoint has ``state_dim`` and ``trust`` alone, a bundle all but ``state_dim``.
+
     Attributes:
         run: the run folder.
         out: the folder to write; a bundle that is there is replaced by another.
         which: last, best, base, or a checkpoint's step.
-        format: bundle, or lerobot for what was trained with policy=lerobot; what follows but trust is a bundle's.
+        format: bundle, or lerobot for what was trained with policy=lerobot.
         name: of the bundle, by default the run folder's.
         rate_hz: actions executed per second, by default the task's.
         names: of the entries of an action, such as joints.
@@ -35,7 +37,7 @@ class ExportConfig:
         limits: a YAML file of low, high, velocity, acceleration, jerk, workspace; low and high default to the task's.
         latency_budget_ms: what a call may take, by default half of the time that its actions are executed for.
         stale_after_ms: age at which an observation is not acted on, by default two control periods.
-        state_dim: a LeRobot checkpoint's, how many of an observation's first numbers are the robot's own state.
+        state_dim: how many of an observation's first numbers are the robot's own state.
         trust: modules outside diffpolicy_rl that the run names and whose code may run.
     """
 

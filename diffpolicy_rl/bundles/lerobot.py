@@ -66,23 +66,29 @@ def _conditions(policy: GenerativePolicy, eta: float) -> Iterator[tuple[bool, st
     """What must hold for LeRobot to compute the same, and what to say if it does not, in the order to check it."""
     net, process, steps = policy.net, policy.process, policy.steps
     if not isinstance(process, DDPM) or not isinstance(net, ChiUNet1d):
-        yield False, "it has no such process or net; train with policy=lerobot"
+        yield False, f"LeRobot has no {type(process).__name__} on {type(net).__name__}; train with policy=lerobot"
         return
     wave, levels, halvings = net.modulation.time[0], process.levels, len(net.widths)
-    yield policy.features == policy.obs_normalizer.shift.numel(), "it sees a history; train with env.history=1"
-    yield policy.frozen_net is None, f"a copy of the net makes its first moves; train with agent.trained_moves={steps}"
-    yield steps == levels, f"it skips levels as LeRobot does not; train with policy.process.levels={steps}"
-    yield process.schedule in _SCHEDULES, f"it has no schedule {process.schedule}; train with the cosine one"
-    yield eta in (0, 1), f"it has DDIM and DDPM, eta 0 and 1, but not {eta:g}"
-    yield eta == 1 or process.clip is None, "its DDIM clips otherwise; train with policy.process.clip=null"
+    yield policy.features == policy.obs_normalizer.shift.numel(), "the policy sees a history; train with env.history=1"
+    frozen = f"a frozen copy of the net makes the first moves; train with agent.trained_moves={steps}"
+    yield policy.frozen_net is None, frozen
+    skips = f"the policy skips levels, and LeRobot would skip others; train with policy.process.levels={steps}"
+    yield steps == levels, skips
+    known = f"LeRobot has no schedule {process.schedule}; train with policy.process.schedule=cosine"
+    yield process.schedule in _SCHEDULES, known
+    yield eta in (0, 1), f"LeRobot has DDIM and DDPM, eta 0 and 1, but not {eta:g}"
+    yield eta == 1 or process.clip is None, "LeRobot's DDIM clips otherwise; train with policy.process.clip=null"
     counts = isinstance(wave, SinusoidalEmbedding) and bool(wave.frequencies[0] == levels)
-    yield counts, f"it embeds the number of a level; train with policy.net.time_scale={levels}, sinusoidal"
-    yield policy.horizon % 2**halvings == 0, f"it wants policy.horizon={policy.horizon} divisible by {2**halvings}"
+    yield counts, f"LeRobot embeds a level's number; train with policy.net.time_scale={levels}, sinusoidal"
+    yield net.modulation.time.dim > 2, "LeRobot cannot embed a number in two; train with policy.net.time_dim=4 or more"
+    whole = f"LeRobot wants policy.horizon={policy.horizon} divisible by {2**halvings}; train with another"
+    yield policy.horizon % 2**halvings == 0, whole
 
 
 def _settings(policy: GenerativePolicy, eta: float) -> dict[str, Any]:
     net, process = cast(ChiUNet1d, policy.net), cast(DDPM, policy.process)
     return {
+        "device": "cpu",
         "n_obs_steps": 1,
         "horizon": policy.horizon,
         "n_action_steps": policy.execute,

@@ -19,8 +19,8 @@ class ChiUNet1d(ModulatedNet):
 
     Beside ``ConditionalUNet1d`` it has a middle below the deepest level; features are handed across where a level ends,
     before it is shortened, and join what comes from below before that is lengthened, so that those of the first level
-    are not; and each block has one layer of its own from (times, condition) to its scales and shifts. This is the net
-    of LeRobot's policy type ``diffusion``.
+    are not; and each block has one layer of its own from (times, condition) to its scales and shifts. It is the net of
+    LeRobot's policy type ``diffusion``, but for the time embedding, whose hidden layer is half as wide.
 
     Args:
         horizon: H, divisible by 2 once for every level but the first.

@@ -4,6 +4,7 @@ import atexit
 import functools
 import math
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -238,13 +239,14 @@ def _in_a_thread(work: Callable[[], Array]) -> "Future[Array]":
             answer.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    _RUNNING.add(thread)
     thread.start()
+    _RUNNING.add(thread)
     return answer
 
 
 @atexit.register
 def _wait_for_threads() -> None:
     """Wait a little: a graph that is done when the interpreter no longer is there aborts the program."""
+    deadline = time.monotonic() + _GRACE
     for thread in list(_RUNNING):
-        thread.join(_GRACE)
+        thread.join(max(deadline - time.monotonic(), 0.0))

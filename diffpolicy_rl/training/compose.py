@@ -55,28 +55,36 @@ def compose(words: Sequence[str], sweep: bool) -> "list[TrainConfig]":
         parsed = OverridesParser.create().parse_overrides([part for word in words for part in translate(word)])
         choices = [_choices(override, sweep) for override in parsed]
         with initialize_config_module(_CONFIGS, version_base="1.3"):
-            composed = [compose("train", list(overrides)) for overrides in itertools.product(*choices)]
+            every = itertools.product(*choices)
+            composed = [compose("train", list(overrides), return_hydra_config=True) for overrides in every]
+        policies = [str(config.hydra.runtime.choices.policy) for config in composed]
+        for config in composed:
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
         for key in sorted(OmegaConf.missing_keys(composed[0])):
             raise UserError(f"{key} has no value; choose one with {key.partition('.')[0]}=")
         trees: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in composed]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
-    runs = [resolve(_without_the_replaced_net(tree, words)) for tree in trees]
+    runs = [resolve(_without_replaced(tree, words, policy)) for tree, policy in zip(trees, policies, strict=True)]
     _refuse_unused_data(words, runs[0])
     return runs
 
 
-def _without_the_replaced_net(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """The settings without those that a policy's file gives its own net, where net= puts another in its place."""
+def _without_replaced(tree: dict[str, Any], words: Sequence[str], policy: str) -> dict[str, Any]:
+    """The settings without what a policy's file tells its own net, where net= puts one there that does not know it."""
+    import yaml
+
     from diffpolicy_rl.training.config import settings, target
 
     keys = {word.partition("=")[0].lstrip("+") for word in words}
-    if "net" not in keys:
+    net = tree["policy"].get("net")
+    if "net" not in keys or not isinstance(net, dict):
         return tree
-    net = tree["policy"]["net"]
-    kept = {"_target_", *settings(target(net["_target_"])), *(key.removeprefix("policy.net.") for key in keys)}
-    policy = tree["policy"] | {"net": {name: value for name, value in net.items() if name in kept}}
-    return tree | {"policy": policy}
+    own = yaml.safe_load(_files("policy")[policy]).get("net", {}).keys() - settings(target(net["_target_"])).keys()
+    lost = {name for name in own if f"policy.net.{name}" not in keys} - {"_target_"}
+    kept = {name: value for name, value in net.items() if name not in lost}
+    return tree | {"policy": tree["policy"] | {"net": kept}}
 
 
 def _refuse_contradictions(words: Sequence[str]) -> None:

@@ -115,19 +115,15 @@ def checkpoint_state(config: TrainConfig, spec: Spec) -> State:
 def check_same_run(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
     """Raise UserError unless a checkpoint was made with these settings, apart from when and where to stop."""
     changeable = {field: saved.get(field) for field in ("iterations", "max_minutes", "run_dir")}
-    for name, mine, theirs in _differences(to_plain(config) | changeable, saved, ""):
+    for name, mine, theirs in differences(to_plain(config) | changeable, saved):
         raise UserError(f"the checkpoint in {folder} was made with {name}={theirs}, but the run's config says {mine}")
 
 
-def differences(ours: TrainConfig, theirs: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Settings in which two runs differ: their dotted name, and both values."""
-    return _differences(to_plain(ours), to_plain(theirs), "")
-
-
-def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(ours: Any, theirs: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Plain settings in which two runs, theirs the older one, differ: their dotted name, and both values."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in theirs:  # what an older checkpoint does not know is a setting that came since, at its default
-            yield from _differences(ours.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
+        for key in theirs:  # what an older run does not know is a setting that came since, at its default
+            yield from differences(ours.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
     elif ours != theirs:
         yield name, ours, theirs
 

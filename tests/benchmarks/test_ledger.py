@@ -45,18 +45,41 @@ def test_what_was_finished_elsewhere_stays_and_is_not_trained_again(suite, capsy
     assert read_results("s")["runs"][2] == first
 
 
-def test_other_settings_are_trained_anew_and_not_mixed_with_what_is_on_record(suite, place, capsys):
+def test_other_settings_are_not_mixed_with_what_is_on_record(suite, place, capsys):
     run.main(["s", "folder=here", "agents=slow"])
-    kept = (place / "results" / "s.json").read_text()
+    path = place / "results" / "s.json"
+    kept = path.read_text()
     suite("policy.horizon=2", "policy.execute=2")
     capsys.readouterr()
-    with pytest.raises(UserError, match="hop_slow_s1 has other settings than the seeds on record; take the old"):
-        run.main(["s", "folder=there", "agents=slow", "seeds=1"])
-    assert "training there/hop_slow_s0" in capsys.readouterr().out
-    assert (place / "results" / "s.json").read_text() == kept
-    run.main(["s", "folder=there", "agents=slow"])  # all that differ are there: they take the places of the old
-    assert trainings() == [("slow", 0), ("slow", 1)]
-    assert json.loads(kept)["runs"][0]["settings"] != read_results("s")["runs"][0]["settings"]
+    for folder, message in (
+        ("here", "here/hop_slow_s0 has policy.horizon=4, but the suite says 2; move it elsewhere"),
+        ("there", "has hop_slow with policy.horizon=4, but the suite says 2; take its records out of the file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.main(["s", f"folder={folder}", "agents=slow", "seeds=1"])
+    assert "training" not in capsys.readouterr().out  # it is told before hours are spent
+    assert path.read_text() == kept
+    path.write_text(json.dumps(json.loads(kept) | {"runs": [], "settings": {}}))
+    run.main(["s", "folder=there", "agents=slow", "seeds=1"])
+    assert trainings() == [("slow", 0)]
+
+
+def test_settings_that_came_since_change_nothing(suite, place, capsys):
+    run.main(["s", "folder=here", "agents=slow", "seeds=1"])
+    path = place / "results" / "s.json"
+    results = json.loads(path.read_text())
+    del results["settings"]["hop_slow"]["agent"]["dispersive"]  # as if it had been written before
+    path.write_text(json.dumps(results))
+    capsys.readouterr()
+    run.main(["s", "folder=there", "agents=slow", "seeds=1"])
+    assert "1 of 1 trainings are on record" in capsys.readouterr().out
+
+
+def test_a_file_that_is_broken_is_told(suite, place):
+    (place / "results" / "s.json").write_text("<<<<<<< HEAD")
+    with pytest.raises(UserError, match=r"s.json is not valid JSON; restore it, or delete it to begin anew"):
+        run.main(["s", "folder=here", "agents=slow", "seeds=1"])
+    assert not (place / "here").exists()
 
 
 def test_other_data_is_not_mixed_with_what_is_on_record(suite, place):
@@ -68,5 +91,10 @@ def test_other_data_is_not_mixed_with_what_is_on_record(suite, place):
     with h5py.File(place / "gone.hdf5", "a") as file:
         file["rewards"][...] *= 2
     (place / "gone.hdf5").rename(place / "d.hdf5")
-    with pytest.raises(UserError, match="the records of hop are of other data than these runs"):
+    with pytest.raises(UserError, match="the records of hop are of other data than these runs; take them out of"):
         run.main(["s", "folder=there", "agents=slow", "seeds=[1]"])
+    assert read_results("s") == kept
+    path = place / "results" / "s.json"
+    path.write_text(json.dumps(kept | {"runs": []}))
+    run.main(["s", "folder=there", "agents=slow", "seeds=[1]"])  # none of the old data's are left
+    assert trainings() == [("slow", 1)]

@@ -145,6 +145,12 @@ def test_one_level_is_enough():
     torch.testing.assert_close(reference.act(obs, noise), deployed(obs, noise[:, 0])[:, :A])
 
 
+def test_moves_that_are_all_trained_are_one_nets():
+    found = policy()
+    found.freeze_early(LEVELS)  # as DPPO does with agent.trained_moves
+    assert "model.safetensors" in checkpoint_files(found.deploy(), STATE)
+
+
 def test_what_is_a_state_and_what_is_not():
     files = checkpoint_files(policy().deploy(), STATE)
     config, before = json.loads(files["config.json"]), json.loads(files["policy_preprocessor.json"])
@@ -175,17 +181,27 @@ def frozen():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: policy(RectifiedFlow()).deploy(), "it has no such process or net; train with policy=lerobot"),
-        (lambda: policy(net=ConditionalUNet1d(H, D, OBS, False)).deploy(), "it has no such process or net"),
-        (frozen, "a copy of the net makes its first moves; train with agent.trained_moves=4"),
-        (lambda: policy(steps=2).deploy(), "it skips levels as LeRobot does not; train with policy.process.levels=2"),
-        (lambda: policy(DDPM(LEVELS, "vp", "x0", None)).deploy(), "it has no schedule vp; train with the cosine one"),
-        (lambda: policy().deploy(0.5), "it has DDIM and DDPM, eta 0 and 1, but not 0.5"),
-        (lambda: policy(DDPM(LEVELS)).deploy(), "its DDIM clips otherwise; train with policy.process.clip=null"),
+        (
+            lambda: policy(RectifiedFlow()).deploy(),
+            "LeRobot has no RectifiedFlow on ChiUNet1d; train with policy=lerobot",
+        ),
+        (lambda: policy(net=ConditionalUNet1d(H, D, OBS, False)).deploy(), "LeRobot has no DDPM on ConditionalUNet1d"),
+        (frozen, "a frozen copy of the net makes the first moves; train with agent.trained_moves=4"),
+        (
+            lambda: policy(steps=2).deploy(),
+            "the policy skips levels, and LeRobot would skip others; train with policy.process.levels=2",
+        ),
+        (
+            lambda: policy(DDPM(LEVELS, "vp", "x0", None)).deploy(),
+            "LeRobot has no schedule vp; train with policy.process.schedule=cosine",
+        ),
+        (lambda: policy().deploy(0.5), "LeRobot has DDIM and DDPM, eta 0 and 1, but not 0.5"),
+        (lambda: policy(DDPM(LEVELS)).deploy(), "LeRobot's DDIM clips otherwise; train with policy.process.clip=null"),
         (lambda: policy(time_scale=100.0).deploy(), "train with policy.net.time_scale=4, sinusoidal"),
+        (lambda: policy(time_dim=2).deploy(), "LeRobot cannot embed a number in two; train with policy.net.time_dim=4"),
         (lambda: policy(time_embedding="fourier").deploy(), "train with policy.net.time_scale=4, sinusoidal"),
-        (lambda: policy(horizon=4).deploy(), "it wants policy.horizon=4 divisible by 8"),
-        (lambda: policy(history=2).deploy(), "it sees a history; train with env.history=1"),
+        (lambda: policy(horizon=4).deploy(), "LeRobot wants policy.horizon=4 divisible by 8"),
+        (lambda: policy(history=2).deploy(), "the policy sees a history; train with env.history=1"),
     ],
 )
 def test_what_lerobot_would_compute_otherwise_is_refused(build, message):
