@@ -7,15 +7,26 @@ from typing import Any
 
 from benchmarks.records import NUMBERS, agent_of, provenance
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.run import read_config
 from diffpolicy_rl.training.verdict import SPREAD_LIMIT
 
 NAME = "distillations"
+_KIND = ("agent", "env", "steps", "method", "value_weight")
 
 
-def records(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """One record per student's run folder; UserError if one was not compared with its teacher."""
-    return [_record(run) for run in runs]
+def records(runs: Sequence[Path], kept: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """One record per student, those of the same kind of teacher and student as a kept one in its place.
+
+    Args:
+        runs: the students' run folders.
+        kept: records of others, whose runs may be elsewhere.
+
+    Raises:
+        UserError: if a student was not compared with its teacher.
+    """
+    students = [*kept, *map(_record, runs)]
+    return [*{tuple(student[key] for key in _KIND): student for student in students}.values()]
 
 
 def _record(run: Path) -> dict[str, Any]:
@@ -28,8 +39,14 @@ def _record(run: Path) -> dict[str, Any]:
     played = {side: {key: result[key] for key in NUMBERS if key in result} for side, result in sides.items()}
     spread = {key: value for key, value in (report["spread"] or {}).items() if key != "by_state"}
     about = {"agent": agent_of(teaching), "env": config.env.id, "steps": teaching.policy.steps}
-    about |= {"method": agent_of(config), "value_weight": config.agent.get("value_weight", 0.0)}
+    about |= {"method": _method(config), "value_weight": config.agent.get("value_weight", 0.0)}
     return about | played | {"verdict": report["verdict"], "spread": spread, "cost": report["cost"]} | provenance(run)
+
+
+def _method(config: TrainConfig) -> str:
+    """The student's agent, and what it makes of the policy where that is open."""
+    process = config.policy.process["_target_"].rpartition(".")[2]
+    return f"{agent_of(config)} ({process})" if config.agent["_target_"].endswith("Reflow") else agent_of(config)
 
 
 def table(students: Sequence[dict[str, Any]]) -> str:

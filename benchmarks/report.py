@@ -111,8 +111,10 @@ def maintain(config: ReportConfig) -> None:
             raise UserError(f"name and runs must be given; usage: {_USAGE}")
         add(config.name, [Path(run) for run in config.runs], config.variant)
     if config.command == "distilled":
-        students = distillations.records([Path(run) for run in config.runs])
-        write_text(RESULTS / f"{distillations.NAME}.json", json.dumps({"students": students}, indent=1) + "\n")
+        path = RESULTS / f"{distillations.NAME}.json"
+        kept = json.loads(path.read_text())["students"] if path.exists() else []
+        students = distillations.records([Path(run) for run in config.runs], kept)
+        write_text(path, json.dumps({"students": students}, indent=1) + "\n")
     text = README.read_text()
     fresh = with_tables(text)
     if config.command == "check" and fresh != text:

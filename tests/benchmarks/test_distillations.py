@@ -26,6 +26,8 @@ def test_a_student_becomes_a_record_and_a_row(tmp_path, monkeypatch):
     assert student["student"]["mean"] == compared["student"]["mean"]
     assert "by_state" not in student["spread"]
     assert (student["agent"], student["method"]) == ("ReinFlow", "Regress")
+    kept = [student | {"env": "Other-v0"}, student | {"cost": "replaced"}]
+    assert distillations.records([tmp_path / "run-regress"], kept) == [kept[0], student]
     with pytest.raises(UserError, match="table is not what"):
         report.main(["check"])
     report.main(["table"])
