@@ -35,11 +35,12 @@ def on_record(name: str, jobs: Sequence[Job]) -> list[Job]:
         UserError: if others were made with settings that the suite does not ask for today.
     """
     kept = _kept(name)
-    known = {(record["task"], record["agent"], record["seed"]) for record in kept["runs"]}
-    for job in {(job.task, job.agent): job for job in jobs}.values():
-        for key, ours, theirs in unlike(job, kept["settings"].get(_label(job.task, job.agent), {})):
+    known = set(map(_training, kept["runs"]))
+    asked = {_label(job.task, job.agent): job for job in jobs}
+    for label in [label for label in asked if label in kept["settings"]]:
+        for key, ours, theirs in unlike(asked[label], kept["settings"][label]):
             raise UserError(
-                f"{_path(name)} has {job.task}_{job.agent} with {key}={theirs}, but the suite says {ours}; "
+                f"{_path(name)} has {label} with {key}={theirs}, but the suite says {ours}; "
                 "take its records out of the file to train it anew"
             )
     return [job for job in jobs if (job.task, job.agent, job.seed) in known]
@@ -71,8 +72,8 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
             those on record.
     """
     kept, found = _kept(name), json.loads(json.dumps(collect(runs)))
-    added = {(record["task"], record["agent"], record["seed"]): record for record in found["runs"]}
-    stay = [r for r in kept["runs"] if (r["task"], r["agent"], r["seed"]) not in added]
+    added = {_training(record): record for record in found["runs"]}
+    stay = [record for record in kept["runs"] if _training(record) not in added]
     tasks = _tasks(_path(name), kept["tasks"], found["tasks"], {record["task"] for record in stay})
     settings = kept["settings"] | {_label(run.task, run.agent): run.settings for run in runs}
     index = {place: number for number, place in enumerate(order)}
@@ -92,6 +93,10 @@ def _path(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
 
+def _training(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["task"], record["agent"], record["seed"]
+
+
 def _label(task: str, agent: str) -> str:
     return f"{task}_{agent}"
 
@@ -104,7 +109,13 @@ def _kept(name: str) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{path} is not valid JSON; restore it, or delete it to begin anew") from None
     empty = {"tasks": {}, "settings": {}, "runs": []}
-    return empty | results if "suite" in results else empty
+    kept = empty | results if "suite" in results else empty
+    for task, agent, _ in map(_training, kept["runs"]):
+        if _label(task, agent) not in kept["settings"]:
+            raise UserError(
+                f"{path} does not say how {_label(task, agent)} was trained; take its records out of the file"
+            )
+    return kept
 
 
 def _tasks(path: Path, kept: dict[str, Any], found: dict[str, Any], stay: set[str]) -> dict[str, Any]:

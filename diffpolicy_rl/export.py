@@ -97,6 +97,8 @@ class LimitSettings:
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     config = cli.parse(ExportConfig, argv, "python -m diffpolicy_rl.export RUN out=FOLDER [key=value ...]", "run")
+    if config.format == "bundle":
+        _require_onnx()
     from diffpolicy_rl.training.build import build_env
     from diffpolicy_rl.training.run import load_agent, read_config
 
@@ -107,6 +109,16 @@ def main(argv: Sequence[str]) -> None:
         _write_checkpoint(config, agent)
     else:
         _write_bundle(config, folder, settings, agent, build_env(settings, 1))
+
+
+def _require_onnx() -> None:
+    """Say what is missing before anything is loaded."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("export needs extra packages: pip install 'diffpolicy_rl[export]'") from error
 
 
 def _write_checkpoint(config: ExportConfig, agent: "Agent") -> None:
@@ -124,12 +136,6 @@ def _write_checkpoint(config: ExportConfig, agent: "Agent") -> None:
 
 def _write_bundle(config: ExportConfig, folder: Path, settings: "TrainConfig", agent: "Agent", env: "VecEnv") -> None:
     """Write a bundle, measured."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("export needs extra packages: pip install 'diffpolicy_rl[export]'") from error
     from diffpolicy_rl.bundles.graph import Deployment
     from diffpolicy_rl.bundles.writing import write_bundle
 

@@ -17,6 +17,7 @@ from diffpolicy_rl.bundles.examples import (
     NOISE,
     SCALE,
     SCORE,
+    answers_alone,
     bundle_answers,
     errors,
     read_examples,
@@ -128,9 +129,7 @@ class _Opened:
 
     def batches(self) -> str:
         """A row alone gives what it gives among others."""
-        parts = [{n: a if n == SCALE else a[i : i + 1] for n, a in self.arrays.items()} for i in range(_FEWEST)]
-        rows = [bundle_answers(self.bundle, part, part[ACTIONS]) for part in parts]
-        alone = {name: np.concatenate([row[name] for row in rows]) for name in self.answers}
+        alone = answers_alone(self.bundle, self.arrays, self.arrays[ACTIONS][:_FEWEST])
         return self._close(alone, {name: array[:_FEWEST] for name, array in self.answers.items()}, "that of a batch")
 
     def limits(self) -> str:

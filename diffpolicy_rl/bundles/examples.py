@@ -38,6 +38,13 @@ def bundle_answers(bundle: Bundle, inputs: Mapping[str, np.ndarray], planned: np
     return found
 
 
+def answers_alone(bundle: Bundle, inputs: Mapping[str, np.ndarray], planned: np.ndarray) -> dict[str, np.ndarray]:
+    """What a bundle gives for rows one at a time, the first of the inputs, as many as there are chunks ``planned``."""
+    parts = ({name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(planned)))
+    rows = [bundle_answers(bundle, part, planned[i : i + 1]) for i, part in enumerate(parts)]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
 def errors(ours: np.ndarray, theirs: np.ndarray, name: str, scale: np.ndarray) -> NDArray[np.float64]:
     """Absolute differences of an output, actions in normalised units, scores relative to what is above 1.
 

@@ -17,6 +17,7 @@ from diffpolicy_rl.bundles.examples import (
     SCORE,
     TOLERANCE,
     Arrays,
+    answers_alone,
     bundle_answers,
     errors,
     require_close,
@@ -53,17 +54,13 @@ def measure_parity(deployment: Deployment, bundle: Bundle) -> Parity:
     torch64 = _in_double(deployment, lambda: torch_answers(deployment, inputs, planned))
     few = {name: value[:_BATCH] for name, value in inputs.items()}
     batch = bundle_answers(bundle, few, planned[:_BATCH])
-    alone = [
-        bundle_answers(bundle, {name: value[i : i + 1] for name, value in few.items()}, planned[i : i + 1])
-        for i in range(_BATCH)
-    ]
-    single = {name: np.concatenate([answer[name] for answer in alone]) for name in batch}
+    alone = answers_alone(bundle, few, planned[:_BATCH])
     scale = deployment.action_normalizer.scale.numpy()
     pairs = {
         "onnx_torch": (onnx, torch32),
         "onnx_torch_float64": (onnx, torch64),
         "torch_torch_float64": (torch32, torch64),
-        "batch_1_batch_64": (single, batch),
+        "batch_1_batch_64": (alone, batch),
     }
     outputs = {
         name: {pair: _summary(errors(ours[name], theirs[name], name, scale)) for pair, (ours, theirs) in pairs.items()}

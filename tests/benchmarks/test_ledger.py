@@ -80,6 +80,10 @@ def test_a_file_that_is_broken_is_told(suite, place):
     with pytest.raises(UserError, match=r"s.json is not valid JSON; restore it, or delete it to begin anew"):
         run.main(["s", "folder=here", "agents=slow", "seeds=1"])
     assert not (place / "here").exists()
+    older = {"suite": "s", "runs": [{"task": "hop", "agent": "slow", "seed": 0}]}
+    (place / "results" / "s.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"s.json does not say how hop_slow was trained; take its records out"):
+        run.main(["s", "folder=here", "agents=slow", "seeds=1"])
 
 
 def test_other_data_is_not_mixed_with_what_is_on_record(suite, place):
