@@ -101,12 +101,13 @@ class ImplicitValues(Stateful):
         """
         with torch.no_grad():
             q = self.reduce(self.critics.target(features, action))
-        value, following = self.value(torch.cat([features, after])).squeeze(-1).chunk(2)
+            following = self.value(after).squeeze(-1)
+        value = self.value(features).squeeze(-1)
         loss = expectile_loss(q - value, self.expectile).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        metrics = self.critics.learn(features, action, backup(following.detach()))
+        metrics = self.critics.learn(features, action, backup(following))
         return Learned(q, value.detach(), metrics | {"value/loss": loss.detach()})
 
 
