@@ -5,9 +5,7 @@ under the safest actions of the data, by Hamilton-Jacobi reachability: states wi
 weighted regression of the policy then does both: inside, advantages of reward count for actions that stay inside;
 outside, advantages of safety count.
 
-Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two;
-of several samples the best paid acts that can be kept safe, not the safest. Nothing is violated after an episode's end,
-so that where episodes can be cut short, what is safest is to fall.
+Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two.
 """
 
 from dataclasses import dataclass
@@ -16,14 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import Chooser, draw
+from diffpolicy_rl.agents._candidates import ChosenCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
-from diffpolicy_rl.experience.selectors import argmax
-from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
-from diffpolicy_rl.types import DeployedPolicy, Obs
+from diffpolicy_rl.types import DeployedPolicy
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class FISORConfig(ImplicitConfig):
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety.
-        candidates: M, samples to choose from when acting.
+        candidates: M, samples of which the safest acts.
     """
 
     expectile: float = 0.9
@@ -84,39 +80,8 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return metrics | self._clone(batch, weights)
 
     def _deployed(self) -> DeployedPolicy:
-        return FeasibleCandidate(
-            self.policy, self.feasibility.critics.target, self.values.critics.target, self.config.candidates
-        )
-
-
-class FeasibleCandidate(Chooser):
-    """Of samples that can be kept safe the one worth most, or the safest where there is none, in env units.
-
-    Scores are of safety: minus the worse Q_h, which can be kept safe from 0 up.
-
-    Args:
-        policy: what is sampled.
-        feasibility: Q_h.
-        reward: Q.
-        candidates: M.
-    """
-
-    def __init__(
-        self, policy: GenerativePolicy, feasibility: CriticEnsemble, reward: CriticEnsemble, candidates: int
-    ) -> None:
-        super().__init__(policy, feasibility, lambda values: -values.amax(0), (candidates, *policy.action_shape))
-        self.reward = reward
-
-    def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
-        """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units."""
-        assert noise is not None
-        features = self.policy.encode(obs)
-        candidates = draw(self.policy, features, noise.transpose(0, 1))
-        safety = self._value(self.critic(features, candidates))
-        feasible = safety >= 0
-        worth = torch.where(feasible, self.reward(features, candidates).amin(0), -torch.inf)
-        choice = argmax(torch.where(feasible.any(0), worth, safety), candidates)
-        return self.policy.action_normalizer.inverse(choice.actions)
+        critics = self.feasibility.critics
+        return ChosenCandidate(self.policy, critics.target, lambda values: -values.amax(0), self.config.candidates)
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:
