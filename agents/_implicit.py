@@ -37,9 +37,11 @@ class ImplicitConfig(OfflineConfig):
     policy_tau: float = 0.001
 
     def __post_init__(self) -> None:
-        """Refuse what is no expectile."""
+        """Refuse what is no expectile, and what has no effect."""
         super().__post_init__()
         require_positive(policy_tau=self.policy_tau)
+        if self.aggregation != "min":
+            raise UserError(f"aggregation={self.aggregation} has no effect here: values are those of the worse critic")
         if not 0 < self.expectile < 1:
             raise UserError(f"expectile={self.expectile} must lie between 0 and 1")
 

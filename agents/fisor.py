@@ -5,7 +5,8 @@ under the safest actions of the data, by Hamilton-Jacobi reachability: states wi
 weighted regression of the policy then does both: inside, advantages of reward count for actions that stay inside;
 outside, advantages of safety count.
 
-Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two.
+Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
+on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay.
 """
 
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class FISORConfig(ImplicitConfig):
         require_positive(violation=self.violation, candidates=self.candidates)
         require_positive(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
+        if self.n_step != 1:
+            raise UserError(f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1")
 
 
 class FISOR(ImplicitAgent[FISORConfig]):

@@ -6,6 +6,7 @@ noise. It has the flow's own form, z + v(z, 0), instead of a net of another shap
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.nets.critics import Aggregation
 from diffpolicy_rl.nets.linear import fixed_weights
+from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 
@@ -94,4 +96,7 @@ class FQL(OfflineAgent[FQLConfig]):
         return {f"policy/{name}": figure.detach() for name, figure in figures.items()}
 
     def _deployed(self) -> DeployedPolicy:
-        return self.policy.deploy()
+        # Within the bounds that the critics judged it in.
+        bounded, process = copy.copy(self.policy), copy.copy(cast(RectifiedFlow, self.policy.process))
+        bounded.process, process.clip = process, 1.0
+        return bounded.deploy()

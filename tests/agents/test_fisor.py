@@ -97,6 +97,12 @@ def test_data_without_costs_is_refused(make_policy):
         fisor(make_policy).update(stored(torch.zeros(4, 1, 2), torch.arange(4.0)))
 
 
+def test_returns_of_several_decisions_are_refused():
+    """Their target would forget what the later ones violate."""
+    with pytest.raises(UserError, match="n_step=2, but agent=fisor learns the violations of single decisions"):
+        FISORConfig(n_step=2)
+
+
 @pytest.mark.parametrize("name", ["violation", "reward_temperature", "max_cost_weight", "candidates"])
 def test_what_makes_no_sense_is_refused(name):
     with pytest.raises(UserError, match=f"{name}=0 must be above 0"):

@@ -50,6 +50,16 @@ def test_td_target_by_hand(make_policy, monkeypatch):
     torch.testing.assert_close(seen[0][2], data.reward + data.discount * future)
 
 
+def test_acts_within_the_bounds_that_it_is_judged_in(make_policy):
+    agent, obs = fql(make_policy), torch.randn(50, 3)
+    agent.critic_steps = 1
+    noise = 3 * torch.randn(50, 1, 2)
+    with torch.no_grad():
+        action = agent.policy.sample(obs, noise)
+        assert action.abs().max() > 1
+        torch.testing.assert_close(agent.deploy()(obs, noise), action.clamp(-1, 1))
+
+
 def test_finds_the_corner_that_pays_most(make_policy):
     agent = learned(fql(make_policy, alpha=0.3), corners(), updates=4)
     assert shares(agent.deploy())[3] > 0.9

@@ -10,6 +10,7 @@ from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from tests.agents.offline_bandit import PAY, SMALL, corners, deterministic, learned, shares
+from tests.agents.test_guided import batch
 
 
 def exact_expectile(sample, level):
@@ -57,6 +58,17 @@ def test_rewards_are_scaled_so_that_returns_span_1000(make_policy):
     assert agent.reward_scale == pytest.approx(200)
 
 
+def test_td_target_by_hand(make_policy, monkeypatch):
+    """Scaled rewards, and the state value of what followed."""
+    agent, data, seen = idql(make_policy), batch(), []
+    agent.reward_scale = 3.0
+    with torch.no_grad():
+        expected = 3 * data.reward + data.discount * agent.values.value(data.next_obs).squeeze(-1)
+    monkeypatch.setattr(agent.values.critics, "learn", lambda *arguments: seen.append(arguments) or {})
+    agent._learn(data)
+    torch.testing.assert_close(seen[0][2], expected)
+
+
 def test_values_are_the_expectile_of_what_the_corners_pay(make_policy):
     agent = learned(idql(make_policy, expectile=0.7), corners())
     with torch.no_grad():
@@ -96,6 +108,7 @@ def test_iql_moves_towards_what_pays():
     ("config", "message"),
     [
         (lambda: IQLConfig(expectile=1.0), "expectile=1.0 must lie between 0 and 1"),
+        (lambda: IDQLConfig(aggregation="mean"), "aggregation=mean has no effect here"),
         (lambda: IQLConfig(temperature=0.0), "temperature=0.0"),
         (lambda: IQLConfig(max_weight=0.0), "max_weight=0.0"),
         (lambda: IQLConfig(policy_tau=0.0), "policy_tau=0.0"),
