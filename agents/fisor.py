@@ -51,7 +51,9 @@ class FISORConfig(ImplicitConfig):
         require_positive(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
         if self.n_step != 1:
-            raise UserError(f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1")
+            raise UserError(
+                f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
+            )
 
 
 class FISOR(ImplicitAgent[FISORConfig]):

@@ -31,7 +31,8 @@ def log_of(run: Path) -> Path:
 def command(run: Path, words: Sequence[str]) -> list[str]:
     """What starts a training, or goes on with one that was interrupted."""
     begun = (run / "checkpoints" / "last").exists()
-    arguments = [f"resume={run}"] if begun else [*words, "threads=1", "video=false", f"run_dir={run}"]
+    limits = [word for word in words if word.partition("=")[0] in ("iterations", "max_minutes")]
+    arguments = [f"resume={run}", *limits] if begun else [*words, "threads=1", "video=false", f"run_dir={run}"]
     return [sys.executable, "-m", "diffpolicy_rl.train", *arguments]
 
 

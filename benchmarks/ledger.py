@@ -74,13 +74,14 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
     kept, found = _kept(name), json.loads(json.dumps(collect(runs)))
     added = {_training(record): record for record in found["runs"]}
     stay = [record for record in kept["runs"] if _training(record) not in added]
+    _refuse_other_settings(_path(name), runs, {label: kept["settings"][label] for label in map(_place, stay)})
     tasks = _tasks(_path(name), kept["tasks"], found["tasks"], {record["task"] for record in stay})
     settings = kept["settings"] | {_label(run.task, run.agent): run.settings for run in runs}
     index = {place: number for number, place in enumerate(order)}
     records = sorted(
         [*stay, *added.values()], key=lambda r: (index.get((r["task"], r["agent"]), len(index)), r["seed"])
     )
-    labels = dict.fromkeys(_label(record["task"], record["agent"]) for record in records)
+    labels = dict.fromkeys(map(_place, records))
     described = {task: tasks[task] for task in dict.fromkeys(record["task"] for record in records)}
     head = json.dumps({"suite": name, "about": about, "tasks": described}, indent=1).removesuffix("\n}")
     shared = ",\n".join(f"{json.dumps(label)}: {json.dumps(settings[label])}" for label in labels)
@@ -99,6 +100,20 @@ def _training(record: dict[str, Any]) -> tuple[str, str, int]:
 
 def _label(task: str, agent: str) -> str:
     return f"{task}_{agent}"
+
+
+def _place(record: dict[str, Any]) -> str:
+    return _label(record["task"], record["agent"])
+
+
+def _refuse_other_settings(path: Path, runs: Sequence[Finished], staying: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError for a run that was trained otherwise than the records of its agent and task that stay."""
+    for run in runs:
+        label, settings = _label(run.task, run.agent), json.loads(json.dumps(run.settings))
+        for key, ours, theirs in differences(settings, staying[label]) if label in staying else ():
+            raise UserError(
+                f"{run.folder} has {key}={ours}, but {path} has {label} with {theirs}; train one of them anew"
+            )
 
 
 def _kept(name: str) -> dict[str, Any]:

@@ -27,8 +27,8 @@ THRESHOLDS = 101
 
 STATEMENT = (
     f"last {LAST}: the mean of a run's last {LAST} evaluations during training, of all if there are fewer. "
-    "best: the checkpoint that these evaluations put first, evaluated again on fresh episodes; it takes a simulator to "
-    "select, so read it as an upper bound. ± is Student's 95 % interval over seeds; brackets are "
+    "best: the checkpoint that all evaluations during training put first, evaluated again on fresh episodes; it takes "
+    "a simulator to select, so read it as an upper bound. ± is Student's 95 % interval over seeds; brackets are "
     f"{100 * LEVEL:.0f} % percentile intervals of {REPS:,} bootstrap resamples, stratified by task."
 )
 PAIRED = "Seeds are paired: every agent has the same ones on a task, and with them the same evaluation episodes."

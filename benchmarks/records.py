@@ -109,7 +109,7 @@ def collect(runs: Sequence[Finished]) -> dict[str, Any]:
     Raises:
         UserError: if runs of one agent on one task are of one seed, or differ in more than it.
     """
-    _refuse_unlike(runs)
+    refuse_unlike(runs)
     tasks: dict[str, Any] = {}
     records = []
     for run in runs:
@@ -121,7 +121,8 @@ def collect(runs: Sequence[Finished]) -> dict[str, Any]:
     return {"tasks": tasks, "runs": records}
 
 
-def _refuse_unlike(runs: Sequence[Finished]) -> None:
+def refuse_unlike(runs: Sequence[Finished]) -> None:
+    """Raise UserError if runs of one agent on one task are of one seed, or differ in more than it."""
     first: dict[tuple[str, str], Finished] = {}
     seen: dict[tuple[str, str, int], Finished] = {}
     for run in runs:
@@ -145,7 +146,7 @@ def _known_source(config: TrainConfig) -> DataConfig | None:
 def _known_data(config: TrainConfig) -> dict[str, Any] | None:
     source = _known_source(config)
     try:
-        return describe_data(source)
+        return describe_data(source and replace(source, max_cost=None))  # some agents learn from a part of it
     except UserError:  # the file is no longer where it was
         return {"path": source.path if source else None}
 
@@ -202,22 +203,21 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
 
     A curve's ``x`` counts ``env steps``, or ``gradient steps`` where a run made no env steps.
     """
-    origin = provenance(run)
-    chosen = {"steps": config.policy.steps}
-    if "candidates" in config.agent:
+    chosen = {"steps": 1 if agent_of(config) == "FQL" else config.policy.steps}  # which acts with its one-step policy
+    if config.agent.get("candidates", 1) > 1:
         chosen |= {key: config.agent[key] for key in ("candidates", "temperature") if key in config.agent}
-    return origin | evaluations(run) | {"sampling": chosen, "curve": _curve(run, origin)}
+    return provenance(run) | evaluations(run) | {"sampling": chosen, "curve": _curve(run, config)}
 
 
-def _curve(run: Path, origin: dict[str, Any]) -> dict[str, Any]:
+def _curve(run: Path, config: TrainConfig) -> dict[str, Any]:
     records = read_metrics(run / "metrics.jsonl")
     last = records[-1]
     points = [record for record in records if "eval/mean" in record and record["phase"] in (last["phase"], "base")]
     if last["env_steps"]:
         curve: dict[str, Any] = {"unit": "env steps", "x": [point["env_steps"] for point in points]}
     else:
-        each = origin["gradient_steps"] / last["iteration"]  # every iteration makes as many
-        curve = {"unit": "gradient steps", "x": [round(each * point["iteration"]) for point in points]}
+        each = config.agent.get("steps", 1)
+        curve = {"unit": "gradient steps", "x": [each * point["iteration"] for point in points]}
     for key in _CURVE:
         if points and f"eval/{key}" in points[0]:
             curve[key] = [_short(point[f"eval/{key}"]) for point in points]

@@ -23,12 +23,14 @@ from benchmarks.page import markdown_table, to_html, to_markdown
 from benchmarks.records import (
     RESULTS,
     ROOT,
+    Finished,
     agent_of,
     collect,
     describe_data,
     evaluations,
     find_runs,
     provenance,
+    refuse_unlike,
     source_of,
 )
 from benchmarks.sections import sections, task_table
@@ -145,6 +147,7 @@ def with_tables(readme: str) -> str:
 def add(name: str, runs: list[Path], variant: str = "") -> None:
     """Write ``results/<name>.json`` and ``.png``."""
     config = read_config(runs[0])
+    refuse_unlike([Finished(run, read_config(run), config.env.id, name) for run in runs])
     result = {
         "name": name,
         "agent": agent_of(config),

@@ -110,10 +110,11 @@ def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
             order = list(itertools.product(suite.tasks, suite.agents))
             print(f"wrote {write_results(name, suite.about, runs, order)}", flush=True)
         return
-    for agent, entry in suite.agents.items():
-        runs = [folder / job.name for job in chosen if job.agent == agent]
-        if runs and all(map(finished, runs)):
-            report.add(f"{name}_{agent}", runs, entry.variant)
+    for agent in dict.fromkeys(job.agent for job in chosen):
+        # With all of the suite's seeds, also where some were not chosen now.
+        runs = list(dict.fromkeys(folder / job.name for job in [*jobs(suite, folder), *chosen] if job.agent == agent))
+        if all(map(finished, runs)):
+            report.add(f"{name}_{agent}", runs, suite.agents[agent].variant)
 
 
 if __name__ == "__main__":

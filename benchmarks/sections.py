@@ -156,9 +156,9 @@ def _agents(comparison: Comparison) -> list[Block]:
         f"Evaluations: how many of the last {protocol.LAST} there were. K: sampling steps. Candidates: samples among "
         "which an agent chooses when it acts, and at which temperature; agents that do not choose have none. Minutes: "
         "of a run, wall-clock, on a machine that may have been shared; then those of updates and of evaluations, and "
-        "gradient steps per second of updates."
+        "gradient steps of the policy per second of updates."
     )
-    header = ["evaluations", "K", "candidates", "temperature", "minutes", "updates", "evaluating", "gradient steps/s"]
+    header = ["evaluations", "K", "candidates", "temperature", "minutes", "updates", "evaluating", "policy steps/s"]
     return [Heading("Agents: how they sample, how long they take"), Text(text), Table(["agent", *header], rows)]
 
 
@@ -206,4 +206,5 @@ def _plus(values: list[float]) -> str:
 
 def _bracket(found: Estimate, digits: int = 1) -> str:
     value, low, high = (f"{float(part):.{digits}f}" for part in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
+    # Where every resample is the same, as with one seed, an interval would say nothing.
+    return value if found.low == found.high else f"{value} [{low}, {high}]"
