@@ -1,15 +1,19 @@
 """Results of a suite outlive the run folders, and keep what belongs together."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import pytest
 
 from benchmarks import run
-from benchmarks.ledger import read_results
+from benchmarks.ledger import read_results, write_results
+from benchmarks.records import Finished
 from diffpolicy_rl.data.catalog import resolve
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.training.run import read_config
 from tests.benchmarks.test_run import words
 
 
@@ -62,6 +66,17 @@ def test_other_settings_are_not_mixed_with_what_is_on_record(suite, place, capsy
     path.write_text(json.dumps(json.loads(kept) | {"runs": [], "settings": {}}))
     run.main(["s", "folder=there", "agents=slow", "seeds=1"])
     assert trainings() == [("slow", 0)]
+
+
+def test_a_run_of_other_settings_is_not_added(suite, place):
+    """As one that was interrupted before the suite changed, and resumed after."""
+    run.main(["s", "folder=here", "agents=slow"])
+    kept, folder = (place / "results" / "s.json").read_text(), Path("here/hop_slow_s1")
+    config = read_config(folder)
+    changed = dataclasses.replace(config, agent=config.agent | {"lr": 0.5})
+    with pytest.raises(UserError, match=r"hop_slow_s1 has agent.lr=0.5, but .* has hop_slow with 0.001; train one"):
+        write_results("s", "tiny", [Finished(folder, changed, "hop", "slow")], [("hop", "slow")])
+    assert (place / "results" / "s.json").read_text() == kept
 
 
 def test_settings_that_came_since_change_nothing(suite, place, capsys):

@@ -107,7 +107,7 @@ def test_the_page_says_what_the_results_say(results):
     values = np.sort(found.matrices("last")["a"].ravel())[1:5]
     assert iqm.value == pytest.approx(values.mean())
     assert f"<td>{iqm.value:.1f} [{iqm.low:.1f}, {iqm.high:.1f}]</td>" in html
-    assert "<td>1.00 [1.00, 1.00]</td>" in html  # b is always above a
+    assert "<td>1.00</td>" in html  # b is always above a, in every resample
     low, middle, high = (normalized_score("Hopper-v5", value) for value in (400, 500, 600))
     assert f"<td>{middle:.1f} [{low:.1f}, {high:.1f}]</td>" in html
     assert "| b | 10 | 1 | 50 | 0.5 | 1.5 | 1.0 | 0.5 | 20 |" in markdown

@@ -223,3 +223,10 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="there is no Slurm here"):
         launchers.run_slurm({}, 1, 1, None)
+
+
+def test_limits_survive_a_resume(tmp_path):
+    words = ["agent=bc", "max_minutes=40", "budget.bc_steps=5"]
+    assert launchers.command(tmp_path, words)[3:] == [*words, "threads=1", "video=false", f"run_dir={tmp_path}"]
+    (tmp_path / "checkpoints" / "last").mkdir(parents=True)
+    assert launchers.command(tmp_path, words)[3:] == [f"resume={tmp_path}", "max_minutes=40"]
