@@ -191,8 +191,11 @@ def _convert(config: ConvertConfig) -> None:
     WRITERS[config.format](Path(config.out), transitions)
     left = ["images"] if source.images and config.format != "lerobot" else []
     left += ["costs"] if transitions.costs is not None and config.format in ("minari", "robomimic") else []
+    left += ["last observations"] if transitions.finals is not None and config.format == "lerobot" else []
     without = f", without its {' and '.join(left)}" if left else ""
-    print(f"wrote {config.out}: {source.rows:,} transitions of {source.path.name} as {config.format}{without}")
+    written = open_source(Path(config.out)).rows
+    count = f"{written:,}" if written == source.rows else f"{written:,} of {source.rows:,}"
+    print(f"wrote {config.out}: {count} transitions of {source.path.name} as {config.format}{without}")
 
 
 def _download(config: DownloadConfig) -> None:

@@ -29,9 +29,14 @@ from diffpolicy_rl.errors import UserError, require_positive
 FORMAT_VERSION = 1
 _ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "costs")
 # What D4RL's tasks of v0 are cut at, whose files do not mark it; by how the file's name begins.
-_LIMITS = {"halfcheetah": 1000, "hopper": 1000, "walker": 1000, "ant_": 1000, "ant-": 1000, "pen": 100} | dict.fromkeys(
-    ("hammer", "door", "relocate"), 200
-)
+_LIMITS = {
+    "halfcheetah": 1000,
+    "hopper": 1000,
+    "walker": 1000,
+    "ant_": 1000,
+    "ant-": 1000,
+    "pen-": 100,
+} | dict.fromkeys(("hammer-", "door-", "relocate-"), 200)
 _SAME = 1e-6  # how far a successor may be from the next row's observation, per entry
 
 
@@ -111,10 +116,13 @@ def _limit(
 ) -> tuple[int | None, tuple[str, ...]]:
     """What episodes are cut at where the file does not mark it, and what is to be said about it."""
     if "timeouts" in part.names:
+        if options.max_episode_steps is not None:
+            raise UserError(f"max_episode_steps has no effect on {path}, which marks its timeouts; leave it out")
         return None, ()
     known = (limit for prefix, limit in _LIMITS.items() if path.name.lower().startswith(prefix))
     stated = attributes.get("max_episode_steps")
-    limit = options.max_episode_steps or (stated if isinstance(stated, int) else next(known, None))
+    assumed = stated if isinstance(stated, int) else next(known, None)
+    limit = assumed if options.max_episode_steps is None else options.max_episode_steps
     if limit is None:
         return None, ("no timeouts: episodes end at terminals alone; max_episode_steps=<n> cuts them",)
     require_positive(max_episode_steps=limit)
@@ -169,8 +177,13 @@ def _cut(terminals: NDArray[np.bool_], limit: int, elapsed: int) -> tuple[NDArra
 
 
 def write(path: Path, transitions: Transitions) -> None:
-    """Write a file atomically, compressed; UserError if it exists already or cannot be written."""
+    """Write a file atomically, compressed.
+
+    Raises:
+        UserError: if it exists already or cannot be written, or there are no rewards.
+    """
     require_new(path)
+    transitions.require_rewards("d4rl")
     returns, costs = transitions.returns(), transitions.episode_costs()
     attributes = {
         **transitions.attributes,

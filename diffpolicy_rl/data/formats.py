@@ -1,5 +1,6 @@
 """Open a data set of any format: which one it is, its content says."""
 
+import re
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,12 @@ WRITERS = {
     "lerobot": lerobot_writer.write,
 }
 """What ``convert`` writes, by name."""
+_USES = {
+    "d4rl": ("max_episode_steps",),
+    "robomimic": ("keys", "mask"),
+    "minari": ("keys",),
+    "lerobot": ("keys",),
+}
 
 
 def read(path: Path, options: ReadOptions | None = None) -> Transitions:
@@ -36,9 +43,14 @@ def open_source(path: Path, options: ReadOptions | None = None) -> Source:
         options: what the file does not say itself.
 
     Raises:
-        UserError: if it is none of these, or is not sound; nothing of its content is ever executed or unpickled.
+        UserError: if it is none of these, or is not sound, or an option has no effect on it; nothing of its content is
+            ever executed or unpickled.
     """
-    return _READERS[_detect(path)](path, options or ReadOptions())
+    form, options = _detect(path), options or ReadOptions()
+    for name, value in vars(options).items():
+        if value not in ((), None) and name not in _USES[form]:
+            raise UserError(f"{name} has no effect on {path}, which is of the format {form}; leave it out")
+    return _READERS[form](path, options)
 
 
 def _detect(path: Path) -> str:
@@ -50,7 +62,7 @@ def _detect(path: Path) -> str:
         raise UserError(f"{path} is a folder without meta/info.json (LeRobot) or metadata.json (Minari)")
     with hdf5.opened(path) as file:
         names = hdf5.names(file)
-        if any(name.startswith("episode_") for name in names):
+        if any(re.fullmatch(r"episode_\d+", name) for name in names):
             return "minari"
         if "data" in names and isinstance(hdf5.member(file, "data"), h5py.Group):
             return "robomimic"

@@ -170,8 +170,11 @@ class _Episodes:
         except ValueError:
             parts = []
         # Nothing but these names and short widths: a format text can otherwise read attributes, or fill the memory.
-        fields = [(name, spec) for _, name, spec, _ in parts if name is not None]
-        if not fields or any(name not in values or spec not in ("", "03d", "06d") for name, spec in fields):
+        fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+        if not fields or any(
+            name not in values or spec not in ("", "03d", "06d")[: 1 if name == "video_key" else 3] or conversion
+            for name, spec, conversion in fields
+        ):
             raise UserError(f"{where} is {text!r}, but must be a path with {{chunk_index:03d}} and {{file_index:03d}}")
         place = PurePosixPath(text.format(**values))
         if place.is_absolute() or ".." in place.parts or "\\" in str(place):

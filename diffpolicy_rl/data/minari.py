@@ -126,8 +126,9 @@ def write(path: Path, transitions: Transitions) -> None:
         transitions: the data.
 
     Raises:
-        UserError: if it exists already, cannot be written, or an episode is left without an action.
+        UserError: if it exists already, cannot be written, has no rewards, or an episode is left without an action.
     """
+    transitions.require_rewards("minari")
     with new_folder(path) as folder:
         (folder / "data").mkdir()
         total, content = 0, io.BytesIO()  # built in memory, because HDF5 does not recover from a disk that is full

@@ -73,6 +73,8 @@ def batches(path: Path, widths: Mapping[str, int], rows: int) -> Iterator[dict[s
         for name in widths:
             if name not in names:
                 raise UserError(f"{path} has no column {name}; {did_you_mean(name, names)}")
+            if names.count(name) > 1:
+                raise UserError(f"{path} has {names.count(name)} columns {name}; write it again with one")
         first = 0
         for batch in file.iter_batches(batch_size=rows, columns=list(widths)):
             yield {name: _matrix(batch.column(name), width, f"{path}: {name}", first) for name, width in widths.items()}

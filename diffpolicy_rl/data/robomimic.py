@@ -22,6 +22,7 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 
 # What policies on these files see by default: robomimic's low-dimensional keys, and LIBERO's.
 _USUAL = (
+    ("object", *(f"robot{arm}_{part}" for arm in (0, 1) for part in ("eef_pos", "eef_quat", "gripper_qpos"))),
     ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
     ("joint_states", "gripper_states"),
 )
@@ -109,7 +110,7 @@ def _described(attributes: dict[str, Any], layout: Layout) -> dict[str, Any]:
     described = {**attributes, "observation_keys": ", ".join(name.partition("/")[2] for name in layout.seen)}
     try:
         args = json.loads(str(attributes.get("env_args", "{}")))
-    except ValueError:
+    except (ValueError, RecursionError):
         args = None
     if isinstance(args, dict) and isinstance(args.get("env_name"), str):
         described["env_id"] = args["env_name"]
@@ -127,14 +128,14 @@ def write(path: Path, transitions: Transitions) -> None:
     with h5py.File(content, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = len(transitions.rewards)
-        args = {"env_name": transitions.attributes.get("env_id", ""), "type": 2, "env_kwargs": {}}
-        data.attrs["env_args"] = json.dumps(args)  # type 2: Gym
+        gym = {"env_name": transitions.attributes.get("env_id", ""), "type": 2, "env_kwargs": {}}
+        data.attrs["env_args"] = transitions.attributes.get("env_args") or json.dumps(gym)
         for index, rows in enumerate(transitions.episodes()):
             demo = data.create_group(f"demo_{index}")
             demo.attrs["num_samples"] = rows.stop - rows.start
             arrays = {
                 "actions": transitions.actions[rows],
-                "rewards": transitions.rewards[rows],
+                **({"rewards": transitions.rewards[rows]} if transitions.rewarded else {}),
                 "dones": transitions.terminals[rows].astype("u1"),
                 "obs/observation": transitions.observations[rows],
             }

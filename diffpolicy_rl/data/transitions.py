@@ -122,6 +122,11 @@ class Transitions:
     images: Mapping[str, Frames] = field(default_factory=dict)
     rewarded: bool = True
 
+    def require_rewards(self, form: str) -> None:
+        """Raise UserError if no rewards were recorded, which files of this form must have."""
+        if not self.rewarded:
+            raise UserError(f"{self.source} has no rewards, which {form} demands; convert it to robomimic or lerobot")
+
     def episode_ends(self) -> NDArray[np.int64]:
         """Index after each episode's last transition; what follows the last flag counts as an episode too."""
         ends = np.flatnonzero(self.terminals | self.timeouts) + 1

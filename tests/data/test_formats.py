@@ -111,6 +111,53 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("target", WRITERS)
+def test_rewards_that_nobody_recorded_are_not_made_up(tmp_path, target):
+    data = dataclasses.replace(read(made.d4rl(tmp_path / "set")), rewarded=False)
+    if target in ("d4rl", "minari"):
+        with pytest.raises(UserError, match=f"has no rewards, which {target} demands; convert it to robomimic"):
+            WRITERS[target](tmp_path / "new", data)
+        assert not (tmp_path / "new").exists()
+    else:
+        WRITERS[target](tmp_path / "new", data)
+        assert not read(tmp_path / "new").rewarded
+
+
+def test_robomimic_keeps_what_makes_the_environment(tmp_path):
+    args = '{"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
+    data = dataclasses.replace(read(made.d4rl(tmp_path / "set")), attributes={"env_args": args})
+    WRITERS["robomimic"](tmp_path / "new", data)
+    assert read(tmp_path / "new").attributes["env_args"] == args
+
+
+def test_both_arms_are_seen(tmp_path):
+    keys = ["object", *(f"robot{arm}_{part}" for arm in (0, 1) for part in ("eef_pos", "eef_quat", "gripper_qpos"))]
+    path = made.robomimic(tmp_path / "set", images=False, keys=("object", "robot0_eef_pos"))
+    with h5py.File(path, "r+") as file:
+        for group in (demo[seen] for demo in file["data"].values() for seen in ("obs", "next_obs")):
+            for key in keys[2:]:
+                group[key] = group["object"][:]
+    source = open_source(path)
+    assert source.attributes["observation_keys"] == ", ".join(keys)
+
+
+@pytest.mark.parametrize(
+    ("form", "option"),
+    [
+        (made.d4rl, {"mask": "train"}),
+        (made.d4rl, {"keys": ("nothing",)}),
+        (made.d4rl, {"max_episode_steps": 1}),
+        (made.minari, {"mask": "train"}),
+        (made.lerobot, {"max_episode_steps": 1}),
+        (made.robomimic, {"max_episode_steps": 1}),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, form, option):
+    arrays = {"timeouts": np.array([0, 0, 1, 0, 1], bool)} if form is made.d4rl else {}
+    with pytest.raises(UserError, match=f"{next(iter(option))} has no effect on .*; leave it out"):
+        open_source(form(tmp_path / "set", **arrays), ReadOptions(**option))
+
+
 def test_minari_leaves_out_what_nobody_knows_the_end_of(tmp_path):
     data = read(made.d4rl(tmp_path / "set"))
     WRITERS["minari"](tmp_path / "new", data)
