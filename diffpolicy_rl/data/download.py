@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffpolicy_rl.data.files import sha256
+from diffpolicy_rl.data.files import replace, sha256
 from diffpolicy_rl.errors import UserError
 
 
@@ -72,5 +72,5 @@ def fetch_recorded(urls: Sequence[str], target: Path) -> Path:
         raise UserError(f"{target} has changed since it was downloaded; delete it, and download it again")
     fetch(urls, target, digest)
     if digest is None:
-        record.write_text(f"{sha256(target)}  {target.name}\n")
+        replace(record, f"{sha256(target)}  {target.name}\n".encode())
     return target

@@ -24,7 +24,7 @@ _COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def write(path: Path, transitions: Transitions) -> None:
-    """Write a folder, with images read and written episode by episode.
+    """Write a folder, with images in memory one at a time.
 
     Attributes of the transitions say the rest: ``fps``, how many frames per second there are, 30 if it is missing;
     ``task``, what is done, in words; ``video``, whether images become mp4 files, which lose some detail, or PNG in the
@@ -36,8 +36,8 @@ def write(path: Path, transitions: Transitions) -> None:
     require_pyarrow()
     attributes = transitions.attributes
     fps = attributes.get("fps", _FPS)
-    if not isinstance(fps, int | float) or fps <= 0:
-        raise UserError(f"fps={fps} must be a number above 0")
+    if not isinstance(fps, int | float) or not 0 < fps < 10**6:
+        raise UserError(f"fps={fps} must be a number above 0, and below a million")
     task = str(attributes.get("task", attributes.get("env_id", "task")))
     video = bool(attributes.get("video", False))
     columns = _columns(transitions)

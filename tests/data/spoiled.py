@@ -125,6 +125,17 @@ def column(file, name, values):
     return apply
 
 
+def twice(file, name):
+    """A second column of the same name."""
+
+    def apply(path):
+        (place,) = path.glob(file)
+        table = pq.read_table(place)
+        pq.write_table(table.append_column(name, table[name]), place)
+
+    return apply
+
+
 def inside(place, apply):
     return lambda path: apply(path / place)
 

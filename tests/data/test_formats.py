@@ -130,6 +130,19 @@ def test_robomimic_keeps_what_makes_the_environment(tmp_path):
     assert read(tmp_path / "new").attributes["env_args"] == args
 
 
+def test_frames_per_second_that_no_reader_takes_are_not_written(tmp_path):
+    data = dataclasses.replace(read(made.d4rl(tmp_path / "set")), attributes={"fps": float("nan")})
+    with pytest.raises(UserError, match="fps=nan must be a number above 0, and below a million"):
+        WRITERS["lerobot"](tmp_path / "new", data)
+
+
+def test_a_description_too_deep_to_read_says_nothing(tmp_path):
+    path = made.robomimic(tmp_path / "set")
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = "[" * 10**4
+    assert "env_id" not in open_source(path).attributes
+
+
 def test_both_arms_are_seen(tmp_path):
     keys = ["object", *(f"robot{arm}_{part}" for arm in (0, 1) for part in ("eef_pos", "eef_quat", "gripper_qpos"))]
     path = made.robomimic(tmp_path / "set", images=False, keys=("object", "robot0_eef_pos"))

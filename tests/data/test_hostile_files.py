@@ -30,6 +30,7 @@ from spoiled import (
     pickled,
     put,
     ran,
+    twice,
     value,
     virtual,
 )
@@ -192,6 +193,8 @@ CASES = {
         info(data_path="{chunk_index.__class__.__mro__}"),
         "must be a path with",
     ),
+    "lerobot conversion": (made.lerobot, info(data_path="{chunk_index!z:03d}"), "must be a path with"),
+    "lerobot numbered camera": (made.lerobot, info(data_path="{chunk_index}/{video_key:03d}"), "must be a path with"),
     "lerobot wide format": (made.lerobot, info(data_path="{chunk_index:0999999999d}"), "must be a path with"),
     "lerobot long path": (made.lerobot, info(data_path="x" * 10**6), "must be a path with"),
     "lerobot episode numbers": (
@@ -232,6 +235,7 @@ CASES = {
         column(DATA, "action", pa.array([*ACTIONS[:4], None])),
         "action is empty in row 4",
     ),
+    "lerobot column twice": (made.lerobot, twice(DATA, "action"), "has 2 columns action"),
     "lerobot ragged": (
         made.lerobot,
         column(DATA, "action", pa.array([*ACTIONS[:4], [0.0]])),
