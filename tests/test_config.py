@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -218,9 +217,7 @@ def test_printed_settings_resolve_to_themselves(command, tmp_path):
 
 def test_help_lists_everything_without_loading_anything():
     code = "from diffpolicy_rl.train import main; import sys; main(['--help']); print(*sys.modules, file=sys.stderr)"
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert time.monotonic() - started < 1
     assert not {"torch", "hydra", "gymnasium", "mujoco", "numpy", "h5py"} & set(done.stderr.split())
     for group in ("agent", "env", "data", "policy", "net", "budget"):
         names = [path.stem for path in (ROOT / "configs" / group).glob("*.yaml")]

@@ -136,7 +136,7 @@ def test_a_pendulum_is_balanced_through_the_server():
     with serving(FakePolicy(balance_manifest(), act=balance)) as live, live.client() as client:
         began = time.monotonic()
         log = mujoco_robot.drive(env, client, RATE, seconds=2.0, seed=0)
-        assert 1.9 < time.monotonic() - began < 4
+        assert 1.9 < time.monotonic() - began < 10
     assert sum(log.returns) >= 45
     assert sum(log.states.values()) == len(log.physics) == 50
     assert log.states["run"] >= 40

@@ -73,7 +73,7 @@ def test_stopping_does_not_wait_and_ends_the_thread():
         worker.submit(lambda: go.wait(10))
         began = time.monotonic()
         worker.stop()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         assert worker.alive
         go.set()
         until = time.monotonic() + 5
