@@ -6,7 +6,8 @@ weighted regression of the policy then does both: inside, advantages of reward c
 outside, advantages of safety count.
 
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
-on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay.
+on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay;
+``ends_safely``, because nothing is safer than an episode that has ended, and the safest of samples would seek to fall.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class FISORConfig(ImplicitConfig):
 
     Attributes:
         violation: h of a decision that cost something; one that cost nothing has -1.
+        ends_safely: whether an episode may end early at no cost; if not, as where ending is falling, what ends it has
+            the violation, too.
         reward_temperature: what advantages of reward are multiplied by in the exponent.
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
@@ -38,6 +41,7 @@ class FISORConfig(ImplicitConfig):
 
     expectile: float = 0.9
     violation: float = 25.0
+    ends_safely: bool = True
     reward_temperature: float = 3.0
     cost_temperature: float = 5.0
     max_reward_weight: float = 100.0
@@ -75,7 +79,7 @@ class FISOR(ImplicitAgent[FISORConfig]):
             raise UserError("agent=fisor learns from costs, which the data does not have; give data with costs")
         features, after = self._encode(batch)
         q, value, metrics = self._learn_values(batch, features, after)
-        violation = torch.where(batch.extras["costs"].amax(-1) > 0, self.config.violation, -1.0)
+        violation = self._violation(batch)
         q_h, value_h, of_safety = self.feasibility.learn(
             features, after, batch.action, lambda following: feasibility_target(violation, batch.discount, following)
         )
@@ -83,6 +87,13 @@ class FISOR(ImplicitAgent[FISORConfig]):
         metrics |= {f"safety/{name}": figure for name, figure in of_safety.items()}
         metrics["safety/feasible"] = (value_h <= 0).float().mean()
         return metrics | self._clone(batch, weights)
+
+    def _violation(self, batch: Decisions) -> Tensor:
+        """How much decisions violate, h (B,)."""
+        unsafe = batch.extras["costs"].amax(-1) > 0
+        if not self.config.ends_safely:
+            unsafe |= batch.discount == 0
+        return torch.where(unsafe, self.config.violation, -1.0)
 
     def _deployed(self) -> DeployedPolicy:
         critics = self.feasibility.critics

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -90,6 +92,14 @@ def test_a_decision_violates_if_any_of_its_actions_costs(make_policy, monkeypatc
     backup = seen[0][3]
     violation = torch.tensor([-1.0, 25.0, 25.0, 25.0])
     torch.testing.assert_close(backup(torch.zeros(4)), feasibility_target(violation, data.discount, torch.zeros(4)))
+
+
+@pytest.mark.parametrize(("ends_safely", "ended"), [(True, -1.0), (False, 25.0)])
+def test_what_ends_an_episode_violates_only_where_that_is_not_safe(make_policy, ends_safely, ended):
+    data = dataclasses.replace(batch(3), discount=torch.tensor([0.9, 0.0, 0.0]))
+    data.extras["costs"] = torch.tensor([[0.0], [0.0], [1.0]])
+    violation = fisor(make_policy, ends_safely=ends_safely)._violation(data)
+    torch.testing.assert_close(violation, torch.tensor([-1.0, ended, 25.0]))
 
 
 def test_data_without_costs_is_refused(make_policy):
