@@ -2,7 +2,7 @@
 
 Writes one HTML page that needs nothing else, and the same as Markdown. What the README says about results comes from
 ``benchmarks/results``: ``add`` sums up runs of one agent there, ``distilled`` students beside their teachers, ``table``
-writes the README's tables from what is there, and ``check`` fails if the README says anything else.
+writes the README's tables from what is there, and ``check`` fails if the README or a suite's page says anything else.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import distillations
 from benchmarks.comparison import Comparison
 from benchmarks.ledger import read_results
-from benchmarks.page import markdown_table, to_html, to_markdown
+from benchmarks.page import Block, markdown_table, to_html, to_markdown
 from benchmarks.records import (
     RESULTS,
     ROOT,
@@ -99,7 +99,7 @@ def compare(config: ReportConfig) -> None:
     else:
         results = collect(find_runs(map(Path, config.runs), config.trust))
         title, place = " and ".join(config.runs) if len(config.runs) < 4 else f"{len(config.runs)} runs", Path("report")
-    place, blocks = Path(config.out or place), sections(Comparison(results), results.get("about", "Finished runs."))
+    place, blocks = Path(config.out or place), _blocks(results)
     for suffix, render in ((".html", to_html), (".md", to_markdown)):
         path = place.with_name(place.name + suffix)
         write_text(path, render(title, blocks))
@@ -117,12 +117,25 @@ def maintain(config: ReportConfig) -> None:
         kept = json.loads(path.read_text())["students"] if path.exists() else []
         students = distillations.records([Path(run) for run in config.runs], kept)
         write_text(path, json.dumps({"students": students}, indent=1) + "\n")
-    text = README.read_text()
-    fresh = with_tables(text)
-    if config.command == "check" and fresh != text:
-        raise UserError("the README's table is not what benchmarks/results says; run python -m benchmarks.report table")
+    if config.command == "check":
+        check()
     if config.command == "table":
-        write_text(README, fresh)
+        write_text(README, with_tables(README.read_text()))
+
+
+def check() -> None:
+    """Raise UserError if the README or a suite's page says anything else than the results."""
+    text = README.read_text()
+    if with_tables(text) != text:
+        raise UserError("the README's table is not what benchmarks/results says; run python -m benchmarks.report table")
+    for path in sorted(RESULTS.glob("*.md")):
+        if path.read_text() != to_markdown(path.stem, _blocks(read_results(path.stem))):
+            raise UserError(f"{path} is not what its results say; run python -m benchmarks.report suite={path.stem}")
+
+
+def _blocks(results: dict[str, Any]) -> list[Block]:
+    """What a page says of results."""
+    return sections(Comparison(results), results.get("about", "Finished runs."))
 
 
 def with_tables(readme: str) -> str:

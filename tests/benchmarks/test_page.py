@@ -192,6 +192,10 @@ def test_a_suite_becomes_one_file_a_page_and_a_table(place, suite_file, capsys):
     report.main(["table"])
     report.main(["check"])
     assert f"| {table.rows[0][0]} | {table.rows[0][1]} |" in (place / "README.md").read_text()
+    with (place / "results" / "s.md").open("a") as page:
+        page.write("and more\n")
+    with pytest.raises(UserError, match=r"s\.md is not what its results say; run python -m benchmarks\.report suite=s"):
+        report.main(["check"])
 
 
 def test_own_runs_are_compared_by_settings_and_data(place, capsys):
