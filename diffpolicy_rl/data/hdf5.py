@@ -80,6 +80,8 @@ def array(group: h5py.Group, name: str, rank: int | None, rows: int | None = Non
     fits = shape and (rank in (None, len(shape)) or (rank == 1 and shape[1:] == (1,)))
     if not fits:
         raise UserError(f"{file}: {place} has shape {shape}, but needs {rank or 'some'} dimension(s)")
+    if 0 in shape[1:]:
+        raise UserError(f"{file}: {place} has shape {shape}, so that its rows are empty")
     if rows is not None and len(item) != rows:
         raise UserError(f"{file}: {place} has {len(item)} rows, but needs {rows}, as many as what it goes with")
     check_size(item, 4 * int(np.prod(shape, dtype=object)))

@@ -91,8 +91,14 @@ def _leaves(item: Any, name: str, episode: h5py.Group) -> Iterator[tuple[str, An
     if not isinstance(item, h5py.Group):
         yield name, item
         return
-    for part in sorted(hdf5.names(item)):
+    for part in sorted(hdf5.names(item), key=_rank):
         yield from _leaves(hdf5.member(episode, f"{name}/{part}"), f"{name}/{part}", episode)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """By name, as a Dict's parts are in order; those of a Tuple, _index_0, _index_1, ..., by number."""
+    number = name.removeprefix("_index_")
+    return (int(number), "") if number != name and number.isdecimal() else (0, name)
 
 
 def _check_totals(path: Path, metadata: dict[str, Any], episodes: list[Episode]) -> None:

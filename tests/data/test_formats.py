@@ -349,6 +349,17 @@ def test_minari_says_where_it_comes_from(tmp_path):
     assert read(tmp_path / "set", ReadOptions(("observation",))).observations.shape == (5, 2)
 
 
+def test_parts_of_a_tuple_are_joined_by_number(tmp_path):
+    path = made.minari(tmp_path / "set")
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            del episode["observations"]
+            for part in range(11):
+                rows = len(episode["actions"]) + 1
+                episode[f"observations/_index_{part}"] = np.full((rows, 1), part, np.float32)
+    equal(read(path).observations, np.tile(np.arange(11, dtype=np.float32), (5, 1)))
+
+
 def test_images_stay_on_disk_and_fit_their_rows(tmp_path):
     rows = np.array([4, 0, 3, 0])
     data = read(made.robomimic(tmp_path / "robomimic"))
