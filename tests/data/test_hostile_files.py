@@ -49,7 +49,7 @@ CASES = {
         "observations holds NaN or infinity, first in row 3",
     ),
     "d4rl text dtype": (made.d4rl, put("rewards", data=[b"1"] * 5), "rewards is not a plain array"),
-    "d4rl empty rows": (made.d4rl, put("actions", shape=(5, 0), dtype="f4"), "shape (5, 0), so that its rows are empty"),
+    "d4rl empty rows": (made.d4rl, put("actions", shape=(5, 0), dtype="f4"), "so that its rows are empty"),
     "d4rl object dtype": (
         made.d4rl,
         put("rewards", data=["1"] * 5, dtype=h5py.string_dtype()),
