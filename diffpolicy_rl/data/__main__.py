@@ -113,6 +113,10 @@ def _describe(source: Source, found: Survey) -> None:
         print("\n".join([*lines, *_normalized(source, found)]))
     for camera, frames in source.images.items():
         print(f"images {camera}: {source.rows:,} of {frames.shape}")
+    _tell(source)
+
+
+def _tell(source: Source) -> None:
     for note in source.notes:
         print(f"note: {note}")
 
@@ -184,6 +188,7 @@ def _convert(config: ConvertConfig) -> None:
     if config.format not in WRITERS:
         raise UserError(f"format={config.format} cannot be written; {did_you_mean(config.format, WRITERS)}")
     source = _open(config)
+    _tell(source)
     given = {"fps": config.fps, "task": config.task, "video": config.video}
     simple = {name: value for name, value in source.attributes.items() if not isinstance(value, list)}
     attributes = simple | {name: value for name, value in given.items() if value is not None}

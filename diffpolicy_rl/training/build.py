@@ -7,8 +7,8 @@ import torch
 
 from diffpolicy_rl.data.catalog import resolve as resolve_data
 from diffpolicy_rl.data.dataset import ChunkDataset
-from diffpolicy_rl.data.formats import read
-from diffpolicy_rl.data.transitions import ReadOptions, Transitions
+from diffpolicy_rl.data.formats import open_source
+from diffpolicy_rl.data.transitions import ReadOptions, Transitions, load
 from diffpolicy_rl.envs.make import make_env
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.normalize import Normalizer
@@ -95,9 +95,16 @@ def phases_of(config: TrainConfig) -> tuple[str, ...]:
 
 
 def read_data(config: DataConfig) -> Transitions:
-    """What a run's data settings name; UserError if they name nothing, or the file is not sound."""
+    """What a run's data settings name, telling what had to be assumed.
+
+    Raises:
+        UserError: if they name nothing, or the file is not sound.
+    """
     options = ReadOptions(config.keys, config.mask, config.max_episode_steps)
-    transitions = read(resolve_data(str(config.path)), options)
+    source = open_source(resolve_data(str(config.path)), options)
+    for note in source.notes:
+        print(f"{source.path.name}: {note}", flush=True)
+    transitions = load(source)
     return transitions if config.max_cost is None else transitions.costing_at_most(config.max_cost)
 
 

@@ -41,7 +41,9 @@ def test_info_on_each_format(run, tmp_path):
     assert "1 episodes, 2 transitions" in run("info", tmp_path / "robomimic", "mask=train")
     path = made.d4rl(tmp_path / "old", timeouts=None)
     assert "the last one is not marked as ended" in run("info", path)
-    assert "note: no timeouts: episodes are cut after 2 steps" in run("info", path, "max_episode_steps=2")
+    note = "note: no timeouts: episodes are cut after 2 steps"
+    assert note in run("info", path, "max_episode_steps=2")
+    assert note in run("convert", path, tmp_path / "new.hdf5", "format=d4rl", "max_episode_steps=2")
 
 
 def test_check_replays_what_is_packaged(run):
