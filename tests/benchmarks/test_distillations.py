@@ -11,8 +11,10 @@ from tests.training.tiny_run import tiny
 
 
 def test_a_student_becomes_a_record_and_a_row(tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    results.mkdir()
     for module in (records, report):
-        monkeypatch.setattr(module, "RESULTS", tmp_path)
+        monkeypatch.setattr(module, "RESULTS", results)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text("<!-- results: distillations -->\nold\n<!-- /results -->\n")
     train.train(tiny(tmp_path / "run", "reinflow"))
@@ -20,7 +22,7 @@ def test_a_student_becomes_a_record_and_a_row(tmp_path, monkeypatch):
         report.main(["distilled", str(tmp_path / "run")])
     distill.main([str(tmp_path / "run"), "env_steps=480", "num_envs=3", "episodes=6", "threads=1"])
     report.main(["distilled", str(tmp_path / "run-regress")])
-    (student,) = json.loads((tmp_path / "distillations.json").read_text())["students"]
+    (student,) = json.loads((results / "distillations.json").read_text())["students"]
     compared = json.loads((tmp_path / "run-regress" / "distillation.json").read_text())
     assert student["verdict"] == compared["verdict"]
     assert student["student"]["mean"] == compared["student"]["mean"]
