@@ -7,11 +7,12 @@ outside, advantages of safety count.
 
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
 on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay;
-``ends_safely``, because nothing is safer than an episode that has ended, and the safest of samples would seek to fall.
+``ends_safely``, because by the public code's values nothing is safer than an episode that has ended, be it in a fall;
+``choice``.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
+
+Choice = Literal["first", "safest"]
+"""Which of FISOR's samples acts."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class FISORConfig(ImplicitConfig):
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety.
-        candidates: M, samples of which the safest acts.
+        candidates: M, samples to choose from when acting.
+        choice: safest, or the first of them that can be kept safe, and the safest where none can: where all can, the
+            one that seems safest is the critics' error.
     """
 
     expectile: float = 0.9
@@ -47,6 +53,7 @@ class FISORConfig(ImplicitConfig):
     max_reward_weight: float = 100.0
     max_cost_weight: float = 150.0
     candidates: int = 16
+    choice: Choice = "safest"
 
     def __post_init__(self) -> None:
         """Refuse weights that order nothing."""
@@ -96,8 +103,21 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return torch.where(unsafe, self.config.violation, -1.0)
 
     def _deployed(self) -> DeployedPolicy:
-        critics = self.feasibility.critics
-        return ChosenCandidate(self.policy, critics.target, lambda values: -values.amax(0), self.config.candidates)
+        config, critics = self.config, self.feasibility.critics
+        return ChosenCandidate(self.policy, critics.target, _SAFETY[config.choice], config.candidates)
+
+
+def safety(values: Tensor) -> Tensor:
+    """How safe actions are (...) by the worse of critics (E, ...); those from 0 on can be kept safe."""
+    return -values.amax(0)
+
+
+def safe_enough(values: Tensor) -> Tensor:
+    """The same, but all that can be kept safe are equal, at 0; of equal samples the first is chosen."""
+    return safety(values).clamp(max=0.0)
+
+
+_SAFETY = {"first": safe_enough, "safest": safety}
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:

@@ -59,15 +59,25 @@ def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
     assert cloned[3] < 0.02
 
 
-def test_the_candidate_acts_that_is_safest_by_the_worse_of_two_critics(make_policy):
-    agent, obs = fisor(make_policy), torch.randn(5, 3)
-    agent.critic_steps = 1
+@pytest.mark.parametrize("choice", ["first", "safest"])
+def test_the_candidate_acts_that_is_chosen_by_the_worse_of_two_critics(make_policy, choice):
+    agent, obs = fisor(make_policy, choice=choice), torch.linspace(-3, 3, 15).view(5, 3)
+    agent.critic_steps, critics = 1, agent.feasibility.critics.target
     deployed = agent.deploy()
-    noise = deployed.sample_noise(5)
+    noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
     with torch.no_grad():
         candidates = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(16)])
-        safest = agent.feasibility.critics.target(obs, candidates).amax(0).argmin(0)
-        torch.testing.assert_close(deployed(obs, noise), candidates[safest, torch.arange(5)])
+        critics.trunk[-1].bias -= critics(obs, candidates).amax(0).median()  # half of all can be kept safe
+        violation = critics(obs, candidates).amax(0)
+        acted = deployed(obs, noise)
+    shares = (violation <= 0).float().mean(0)
+    assert (shares == 0).any()
+    assert ((shares > 0) & (shares < 1)).any()
+    chosen = violation.argmin(0).tolist()
+    if choice == "first":
+        feasible = [(column <= 0).nonzero().flatten().tolist() for column in violation.T]
+        chosen = [found[0] if found else safest for found, safest in zip(feasible, chosen, strict=True)]
+    torch.testing.assert_close(acted, candidates[chosen, torch.arange(5)])
 
 
 def test_learns_the_reversed_expectile_of_feasibility(make_policy):
