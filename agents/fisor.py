@@ -8,7 +8,7 @@ outside, advantages of safety count.
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
 on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay;
 ``ends_safely``, because by the public code's values nothing is safer than an episode that has ended, be it in a fall;
-``choice``.
+``choice=first``, because among samples that can all be kept safe the one that seems safest is the critics' error.
 """
 
 from dataclasses import dataclass
@@ -41,8 +41,7 @@ class FISORConfig(ImplicitConfig):
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety.
         candidates: M, samples to choose from when acting.
-        choice: safest, or the first of them that can be kept safe, and the safest where none can: where all can, the
-            one that seems safest is the critics' error.
+        choice: always the safest of them, or the first that can be kept safe, and the safest where none can.
     """
 
     expectile: float = 0.9

@@ -49,7 +49,7 @@ def on_record(name: str, jobs: Sequence[Job]) -> list[Job]:
 def unlike(job: Job, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What runs that share ``settings`` have otherwise than a job: the setting's name, the job's value and theirs."""
     (config,) = compose(job.words, sweep=False)
-    ours = json.loads(json.dumps(shared_settings(config)))
+    ours = _as_stored(shared_settings(config))
     if config.base is not None:  # which brings the policy
         ours["policy"] = settings.get("policy")
     return differences(ours, settings)
@@ -71,17 +71,17 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
         UserError: if runs of one agent on one task differ in more than their seeds, or learned from other data than
             those on record.
     """
-    kept, found = _kept(name), json.loads(json.dumps(collect(runs)))
+    kept, found = _kept(name), _as_stored(collect(runs))
     added = {_training(record): record for record in found["runs"]}
     stay = [record for record in kept["runs"] if _training(record) not in added]
-    _refuse_other_settings(_path(name), runs, {label: kept["settings"][label] for label in map(_place, stay)})
+    _refuse_other_settings(_path(name), runs, {label: kept["settings"][label] for label in map(_label_of, stay)})
     tasks = _tasks(_path(name), kept["tasks"], found["tasks"], {record["task"] for record in stay})
     settings = kept["settings"] | {_label(run.task, run.agent): run.settings for run in runs}
     index = {place: number for number, place in enumerate(order)}
     records = sorted(
         [*stay, *added.values()], key=lambda r: (index.get((r["task"], r["agent"]), len(index)), r["seed"])
     )
-    labels = dict.fromkeys(map(_place, records))
+    labels = dict.fromkeys(map(_label_of, records))
     described = {task: tasks[task] for task in dict.fromkeys(record["task"] for record in records)}
     head = json.dumps({"suite": name, "about": about, "tasks": described}, indent=1).removesuffix("\n}")
     shared = ",\n".join(f"{json.dumps(label)}: {json.dumps(settings[label])}" for label in labels)
@@ -102,15 +102,22 @@ def _label(task: str, agent: str) -> str:
     return f"{task}_{agent}"
 
 
-def _place(record: dict[str, Any]) -> str:
+def _label_of(record: dict[str, Any]) -> str:
     return _label(record["task"], record["agent"])
+
+
+def _as_stored(value: Any) -> Any:
+    """What JSON makes of a value, to compare with what a file holds."""
+    return json.loads(json.dumps(value))
 
 
 def _refuse_other_settings(path: Path, runs: Sequence[Finished], staying: dict[str, dict[str, Any]]) -> None:
     """Raise UserError for a run that was trained otherwise than the records of its agent and task that stay."""
     for run in runs:
-        label, settings = _label(run.task, run.agent), json.loads(json.dumps(run.settings))
-        for key, ours, theirs in differences(settings, staying[label]) if label in staying else ():
+        label = _label(run.task, run.agent)
+        if label not in staying:
+            continue
+        for key, ours, theirs in differences(_as_stored(run.settings), staying[label]):
             raise UserError(
                 f"{run.folder} has {key}={ours}, but {path} has {label} with {theirs}; train one of them anew"
             )
@@ -125,11 +132,9 @@ def _kept(name: str) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON; restore it, or delete it to begin anew") from None
     empty = {"tasks": {}, "settings": {}, "runs": []}
     kept = empty | results if "suite" in results else empty
-    for task, agent, _ in map(_training, kept["runs"]):
-        if _label(task, agent) not in kept["settings"]:
-            raise UserError(
-                f"{path} does not say how {_label(task, agent)} was trained; take its records out of the file"
-            )
+    for label in map(_label_of, kept["runs"]):
+        if label not in kept["settings"]:
+            raise UserError(f"{path} does not say how {label} was trained; take its records out of the file")
     return kept
 
 

@@ -23,6 +23,8 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 INFO = "meta/info.json"
 _USUAL = ("observation.state", "observation.environment_state")
 _EPISODES = ("episode_index", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index")
+# What a path may name, and how wide: any other format text can read attributes, or fill the memory.
+_WIDTHS = {"chunk_index": ("", "03d", "06d"), "file_index": ("", "03d", "06d"), "video_key": ("",)}
 _MAX_WIDTH, _MAX_PATH = 2**20, 200
 
 
@@ -169,12 +171,8 @@ class _Episodes:
             parts = list(string.Formatter().parse(text))
         except ValueError:
             parts = []
-        # Nothing but these names and short widths: a format text can otherwise read attributes, or fill the memory.
         fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
-        if not fields or any(
-            name not in values or spec not in ("", "03d", "06d")[: 1 if name == "video_key" else 3] or conversion
-            for name, spec, conversion in fields
-        ):
+        if not fields or any(spec not in _WIDTHS.get(name, ()) or conversion for name, spec, conversion in fields):
             raise UserError(f"{where} is {text!r}, but must be a path with {{chunk_index:03d}} and {{file_index:03d}}")
         place = PurePosixPath(text.format(**values))
         if place.is_absolute() or ".." in place.parts or "\\" in str(place):
