@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._base import Stateful, adamw
+from diffpolicy_rl.agents._base import Stateful, adamw, cosine, set_lr
 from diffpolicy_rl.agents._candidates import ClonedBase
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
@@ -30,10 +30,12 @@ class ImplicitConfig(OfflineConfig):
 
     Attributes:
         expectile: of the actions' values that V(s) is; towards 1 it is that of the best action.
+        policy_final_lr: the policy's learning rate at the end of half a cosine from policy_lr; None to stay there.
         policy_tau: how far the policy that acts moves to the one that learns at each of its steps.
     """
 
     expectile: float = 0.7
+    policy_final_lr: float | None = None
     policy_tau: float = 0.001
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class ImplicitConfig(OfflineConfig):
         require_positive(policy_tau=self.policy_tau)
         if self.aggregation != "min":
             raise UserError(f"aggregation={self.aggregation} has no effect here: values are those of the worse critic")
+        if self.policy_final_lr is not None and self.policy_final_lr < 0:
+            raise UserError(f"policy_final_lr={self.policy_final_lr} must not be negative")
         if not 0 < self.expectile < 1:
             raise UserError(f"expectile={self.expectile} must lie between 0 and 1")
 
@@ -142,6 +146,9 @@ class ImplicitAgent(OfflineAgent[Settings]):
 
     def update(self, buffer: Experience) -> Mapping[str, Tensor]:
         """As ``ReplayAgent`` does; the first one looks at the returns of the data."""
+        start, end = self.config.policy_lr, self.config.policy_final_lr
+        if end is not None:
+            set_lr(self.base.optimizer, cosine(self.updates / self.iterations, start, end))
         if not self.reward_scale and buffer.demonstrations is not None:
             low, high = buffer.demonstrations.return_range()
             self.reward_scale = _RETURN_SPAN / (high - low) if high > low else 1.0

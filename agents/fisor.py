@@ -6,9 +6,10 @@ weighted regression of the policy then does both: inside, advantages of reward c
 outside, advantages of safety count.
 
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
-on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout, no decay;
-``ends_safely``, because by the public code's values nothing is safer than an episode that has ended, be it in a fall;
-``choice=first``, because among samples that can all be kept safe the one that seems safest is the critics' error.
+on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout; the learning
+rate decays only with ``policy_final_lr``; ``ends_safely``, because by the public code's values nothing is safer than an
+episode that has ended, be it in a fall; ``choice=first``, because among samples that can all be kept safe the one that
+seems safest is the critics' error.
 """
 
 from dataclasses import dataclass

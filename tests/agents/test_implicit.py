@@ -51,6 +51,19 @@ def idql(make_policy, **changes):
     return plain(IDQL(policy, config, iterations=1, seed=0))
 
 
+def test_the_policys_learning_rate_follows_half_a_cosine_or_stays(make_policy):
+    seen = {None: [], 1e-3: []}
+    for end, rates in seen.items():
+        agent = idql(make_policy, steps=1, policy_final_lr=end)
+        agent.iterations, step = 4, agent.base.step
+        agent.base.step = lambda loss, agent=agent, rates=rates, step=step: (
+            rates.append(agent.base.optimizer.param_groups[0]["lr"]) or step(loss)
+        )
+        learned(agent, corners(rows=8), updates=5)
+    # 1e-3 + (3e-3 - 1e-3) (1 + cos(pi k / 4)) / 2
+    assert seen == {None: [3e-3] * 5, 1e-3: pytest.approx([3e-3, 2.7071e-3, 2e-3, 1.2929e-3, 1e-3], rel=1e-4)}
+
+
 def test_rewards_are_scaled_so_that_returns_span_1000(make_policy):
     agent = idql(make_policy, steps=1)
     agent.reward_scale = 0.0
@@ -112,6 +125,7 @@ def test_iql_moves_towards_what_pays():
         (lambda: IQLConfig(temperature=0.0), "temperature=0.0"),
         (lambda: IQLConfig(max_weight=0.0), "max_weight=0.0"),
         (lambda: IQLConfig(policy_tau=0.0), "policy_tau=0.0"),
+        (lambda: IQLConfig(policy_final_lr=-1e-4), "policy_final_lr=-0.0001 must not be negative"),
         (lambda: IDQLConfig(candidates=0), "candidates=0"),
     ],
 )
