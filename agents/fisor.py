@@ -37,7 +37,8 @@ class FISORConfig(ImplicitConfig):
         violation: h of a decision that cost something; one that cost nothing has -1.
         ends_safely: whether an episode may end early at no cost; if not, as where ending is falling, what ends it has
             the violation, too.
-        reward_temperature: what advantages of reward are multiplied by in the exponent.
+        reward_temperature: what advantages of reward are multiplied by in the exponent; 0 to clone what can be kept
+            safe alike.
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety.
@@ -59,8 +60,10 @@ class FISORConfig(ImplicitConfig):
         """Refuse weights that order nothing."""
         super().__post_init__()
         require_positive(violation=self.violation, candidates=self.candidates)
-        require_positive(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
+        for name in ("reward_temperature", "cost_temperature"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must not be negative")
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
