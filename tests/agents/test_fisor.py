@@ -42,6 +42,12 @@ def test_weights(q, value, q_h, value_h, weight):
     torch.testing.assert_close(fisor_weights(*numbers, FISORConfig()), torch.as_tensor([weight]).float())
 
 
+def test_without_temperatures_all_counts_alike_but_unsafe_actions_of_safe_states():
+    numbers = (torch.tensor(row) for row in ([9.0] * 3, [0.0] * 3, [-0.5, 0.1, 9.0], [-0.2, -0.2, 0.2]))
+    config = FISORConfig(reward_temperature=0.0, cost_temperature=0.0)
+    assert fisor_weights(*numbers, config).tolist() == [1.0, 0.0, 1.0]
+
+
 def fisor(make_policy, **changes):
     policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
     config = FISORConfig(**(SMALL | {"steps": 200, "policy_tau": 0.05} | changes))
@@ -123,7 +129,13 @@ def test_returns_of_several_decisions_are_refused():
         FISORConfig(n_step=2)
 
 
-@pytest.mark.parametrize("name", ["violation", "reward_temperature", "max_cost_weight", "candidates"])
-def test_what_makes_no_sense_is_refused(name):
-    with pytest.raises(UserError, match=f"{name}=0 must be above 0"):
-        FISORConfig(**{name: 0})
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        *((name, 0, "must be above 0") for name in ("violation", "max_cost_weight", "candidates")),
+        *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature")),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name, number, message):
+    with pytest.raises(UserError, match=f"{name}={number} {message}"):
+        FISORConfig(**{name: number})
