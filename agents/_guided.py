@@ -14,7 +14,7 @@ from diffpolicy_rl.agents._base import climbing
 from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
@@ -45,10 +45,7 @@ class GuidedConfig(OfflineConfig):
         super().__post_init__()
         require_positive(policy_tau=self.policy_tau, policy_every=self.policy_every)
         require_positive(candidates=self.candidates, max_backup=self.max_backup)
-        if self.eta < 0:
-            raise UserError(f"eta={self.eta} must not be negative")
-        if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} must not be negative")
+        require_not_negative(eta=self.eta, temperature=self.temperature)
 
 
 Settings = TypeVar("Settings", bound=GuidedConfig)

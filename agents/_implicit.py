@@ -15,7 +15,7 @@ from diffpolicy_rl.agents._base import Stateful, adamw, cosine, set_lr
 from diffpolicy_rl.agents._candidates import ClonedBase
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.nets.mlp import MLP
@@ -44,8 +44,8 @@ class ImplicitConfig(OfflineConfig):
         require_positive(policy_tau=self.policy_tau)
         if self.aggregation != "min":
             raise UserError(f"aggregation={self.aggregation} has no effect here: values are those of the worse critic")
-        if self.policy_final_lr is not None and self.policy_final_lr < 0:
-            raise UserError(f"policy_final_lr={self.policy_final_lr} must not be negative")
+        if self.policy_final_lr is not None:
+            require_not_negative(policy_final_lr=self.policy_final_lr)
         if not 0 < self.expectile < 1:
             raise UserError(f"expectile={self.expectile} must lie between 0 and 1")
 
@@ -145,7 +145,7 @@ class ImplicitAgent(OfflineAgent[Settings]):
         )
 
     def update(self, buffer: Experience) -> Mapping[str, Tensor]:
-        """As ``ReplayAgent`` does; the first one looks at the returns of the data."""
+        """As ``ReplayAgent`` does, at the policy's learning rate of now; the first looks at the returns of the data."""
         start, end = self.config.policy_lr, self.config.policy_final_lr
         if end is not None:
             set_lr(self.base.optimizer, cosine(self.updates / self.iterations, start, end))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.agents._replay import ReplayAgent, ReplayConfig
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.experience.replay import Mixing
 from diffpolicy_rl.types import Extras, Obs
 
@@ -35,8 +35,7 @@ class OfflineConfig(ReplayConfig):
         require_positive(policy_lr=self.policy_lr)
         if self.mixing == "none":
             raise UserError("mixing=none leaves no data to learn from offline; use mixing=half or proportional")
-        if self.exploration < 0:
-            raise UserError(f"exploration={self.exploration} must not be negative")
+        require_not_negative(exploration=self.exploration)
 
 
 Settings = TypeVar("Settings", bound=OfflineConfig)

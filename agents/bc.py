@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from diffpolicy_rl.agents._cloning import CloningAgent, CloningConfig
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import require_not_negative, require_positive
 from diffpolicy_rl.experience.buffers import Demonstrations
 from diffpolicy_rl.nets.base import Watched
 from diffpolicy_rl.policies.policy import GenerativePolicy
@@ -34,8 +34,7 @@ class BCConfig(CloningConfig):
         """Refuse settings that no update could be made with."""
         super().__post_init__()
         require_positive(temperature=self.temperature)
-        if self.dispersive < 0:
-            raise UserError(f"dispersive={self.dispersive} must not be negative")
+        require_not_negative(dispersive=self.dispersive)
 
 
 class BC(CloningAgent):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._candidates import ChosenCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
@@ -61,9 +61,7 @@ class FISORConfig(ImplicitConfig):
         super().__post_init__()
         require_positive(violation=self.violation, candidates=self.candidates)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
-        for name in ("reward_temperature", "cost_temperature"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"

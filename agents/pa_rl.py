@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
 from diffpolicy_rl.agents._replay import Critics, ReplayAgent, ReplayConfig
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.experience.replay import Experience, Mixing
 from diffpolicy_rl.experience.selectors import argmax, sample_softmax, top_k
@@ -67,9 +67,7 @@ class PARLConfig(ReplayConfig):
         for name in ("candidates", "kept"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name}={getattr(self, name)} leaves nothing to choose from; use at least 2")
-        for name in ("ascents", "ascent_lr", "cql_alpha"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        require_not_negative(ascents=self.ascents, ascent_lr=self.ascent_lr, cql_alpha=self.cql_alpha)
         if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise UserError(f"value_range={list(self.value_range)} must be the lowest and the highest value")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._base import climbing
 from diffpolicy_rl.agents._student import StudentAgent, StudentConfig
-from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.errors import UserError, require_not_negative
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.types import DeployedPolicy
 
@@ -29,8 +29,7 @@ class RegressConfig(StudentConfig):
     def __post_init__(self) -> None:
         """Refuse a student that would descend."""
         super().__post_init__()
-        if self.value_weight < 0:
-            raise UserError(f"value_weight={self.value_weight} must not be negative")
+        require_not_negative(value_weight=self.value_weight)
 
 
 class Regress(StudentAgent):

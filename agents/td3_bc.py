@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpolicy_rl.agents._guided import Guided, GuidedConfig
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.policy import GenerativePolicy
 
@@ -30,8 +30,7 @@ class TD3BCConfig(GuidedConfig):
         """Refuse what a deterministic policy cannot have."""
         super().__post_init__()
         require_positive(smoothing_clip=self.smoothing_clip)
-        if self.smoothing < 0:
-            raise UserError(f"smoothing={self.smoothing} must not be negative")
+        require_not_negative(smoothing=self.smoothing)
         if self.candidates > 1 or self.max_backup > 1:
             raise UserError("agent=td3_bc has one action per observation; set candidates=1 and max_backup=1")
 

@@ -15,6 +15,13 @@ def require_positive(**settings: float) -> None:
             raise UserError(f"{name}={value} must be above 0")
 
 
+def require_not_negative(**settings: float) -> None:
+    """Raise UserError, naming the first setting that is below 0."""
+    for name, value in settings.items():
+        if value < 0:
+            raise UserError(f"{name}={value} must not be negative")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names the closest known word, or lists what is known when nothing is close."""
     names = sorted(known)

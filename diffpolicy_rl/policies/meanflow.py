@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.errors import UserError, require_positive
+from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.nets.base import DenoisingNet
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.process import masked_mse
@@ -48,8 +48,7 @@ class MeanFlow(RectifiedFlow):
         require_positive(std=std, offset=offset)
         if not 0 < instant < 1:
             raise UserError(f"instant={instant} must lie between 0 and 1: averages are learned from velocities")
-        if power < 0:
-            raise UserError(f"power={power} must not be negative")
+        require_not_negative(power=power)
         self.instant, self.times, self.mean, self.std_of_logit = instant, times, mean, std
         self.power, self.offset = power, offset
 
