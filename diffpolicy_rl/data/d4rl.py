@@ -66,13 +66,8 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     if len(kinds) > 1:
         raise UserError(f"{path}: its parts have other arrays, or other widths, than each other")
     limit, notes = _limit(path, parts[0], attributes, options)
-
-    def blocks() -> Iterator[Block]:
-        for part in parts:
-            yield from _blocks(path, part, limit)
-
     form = "dsrl" if "costs" in parts[0].names else "d4rl"
-    return Source(path, form, rows, *parts[0].widths, blocks, attributes, notes=notes)
+    return Source(path, form, rows, *parts[0].widths, lambda: _blocks(path, parts, limit), attributes, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -129,16 +124,17 @@ def _limit(
     return limit, (f"no timeouts: episodes are cut after {limit} steps",)
 
 
-def _blocks(path: Path, part: _Part, limit: int | None) -> Iterator[Block]:
-    elapsed = 0
+def _blocks(path: Path, parts: list[_Part], limit: int | None) -> Iterator[Block]:
+    elapsed = 0  # of an episode, which may go on in the next block, and in the next part
+    ranges = ((part, *rows) for part in parts for rows in hdf5.row_ranges(part.rows, 2 * sum(part.widths)))
     with hdf5.opened(path) as file:
-        group: Any = hdf5.subgroup(file, part.place)
-        for start, stop in hdf5.row_ranges(part.rows, 2 * sum(part.widths)):
+        for part, start, stop in ranges:
+            group: Any = hdf5.subgroup(file, part.place)
 
-            def vector(name: str, start: int = start, stop: int = stop) -> NDArray[Any]:
+            def vector(name: str, group: Any = group, start: int = start, stop: int = stop) -> NDArray[Any]:
                 return hdf5.read_vector(group[name], start, stop)
 
-            def where(name: str) -> str:
+            def where(name: str, part: _Part = part) -> str:
                 return f"{path}: {part.place}/{name}".replace(": /", ": ")
 
             terminals = flags(vector("terminals"), where("terminals"), start)

@@ -239,6 +239,16 @@ def test_chunked_file(tmp_path):
     equal(data.timeouts, made.TIMEOUTS)
 
 
+def test_episodes_go_on_in_the_next_part(tmp_path):
+    with h5py.File(tmp_path / "set", "w") as file:
+        for part, rows in enumerate((slice(0, 2), slice(2, 5))):
+            for name in ("observations", "actions", "rewards"):
+                file[f"virtual/{part}/{name}"] = getattr(made, name.upper())[rows]
+            file[f"virtual/{part}/terminals"] = np.zeros(len(made.REWARDS[rows]))
+    data = read(tmp_path / "set", ReadOptions(max_episode_steps=3))
+    assert data.timeouts.tolist() == [False, False, True, False, False]
+
+
 def test_rows_of_dsrl_that_do_not_follow_each_other_are_cut(tmp_path):
     following = np.roll(made.OBSERVATIONS, -1, axis=0)
     following[[2, 3, 4]] = [[7, 7, 7], [8, 8, 8], [9, 9, 9]]
