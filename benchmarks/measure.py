@@ -74,20 +74,24 @@ def against_textbook(
 def gemm_floor(run: Callable[[], object], rows: int, precision: str, turns: int = 5) -> Figures:
     """How long the matrix products of a call take by themselves, and how many times longer the call takes.
 
-    The products' arithmetic is counted as they are called; the rate is that of (rows, 512) @ (512, 512), in turn with
-    the call.
+    Their rate is that of (rows, 512) @ (512, 512), in turn with the call.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _packed_flops})
-    with counter:
-        run()
     a, b = torch.randn(rows, 512), torch.randn(512, 512)
     if precision == "bf16":
         a, b = a.bfloat16(), b.bfloat16()
-    work, flops = 2 * rows * 512 * 512, counter.get_total_flops()
+    work, flops = 2 * rows * 512 * 512, product_flops(run)
     calls = math.ceil(flops / work)
     seconds = take_turns({"ours": run, "gemm": several(lambda: torch.mm(a, b), calls)}, turns)
     floor = seconds["gemm"] * flops / (calls * work)
     return {"gemm_floor_ms": 1e3 * floor, "ours/gemm_floor": seconds["ours"] / floor}
+
+
+def product_flops(run: Callable[[], object]) -> int:
+    """The arithmetic of a call's matrix products, counted as they are called."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _packed_flops})
+    with counter:
+        run()
+    return counter.get_total_flops()
 
 
 def _packed_flops(x_shape: Sequence[int], *rest: object, out_shape: Sequence[int]) -> int:

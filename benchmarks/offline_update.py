@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ensemble import one_by_one
-from benchmarks.measure import Figures, against_textbook, gemm_floor, several, take_turns
+from benchmarks.measure import Figures, against_textbook, gemm_floor, product_flops, several, take_turns
 from benchmarks.replay_update import Pairs, check_equal_work
 from benchmarks.textbook import TextbookNet
 from diffpolicy_rl.agents.dql import DQL
@@ -62,9 +62,11 @@ def compare(threads: int, repeats: int) -> dict[str, Figures]:
 
 
 def _versus(sides: Mapping[str, Callable[[], object]], repeats: int) -> Figures:
+    """Milliseconds of both, how many times longer DQL takes, and how many times the arithmetic its products have."""
     seconds = take_turns(sides, repeats)
     figures = {f"{name}_ms": 1e3 * value for name, value in seconds.items()}
-    return figures | {"dql/ofql": seconds["dql"] / seconds["ofql"]}
+    work = product_flops(sides["dql"]) / product_flops(sides["ofql"])
+    return figures | {"dql/ofql": seconds["dql"] / seconds["ofql"], "dql/ofql_work": work}
 
 
 def _acting(policy: Any, obs: Tensor) -> Callable[[], None]:
