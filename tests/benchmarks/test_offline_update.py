@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import offline_update
 from benchmarks.offline_update import TextbookDQL, sides_of
 from benchmarks.replay_update import check_equal_work
 from diffpolicy_rl.errors import UserError
@@ -23,3 +24,12 @@ def test_a_side_that_does_other_work_is_refused():
 
     with pytest.raises(UserError, match="the two sides do not do the same work: their policies differ"):
         check_equal_work(agent, other, experience)
+
+
+def test_ratios_are_of_time_and_of_the_arithmetic_of_products(monkeypatch):
+    a, seconds = torch.randn(8, 16), {"dql": 0.009, "ofql": 0.004}
+    monkeypatch.setattr(offline_update, "take_turns", lambda sides, repeats: seconds)
+    sides = {name: (lambda n=n: [a @ a.T for _ in range(n)]) for name, n in (("dql", 7), ("ofql", 3))}
+    assert offline_update._versus(sides, 1) == pytest.approx(
+        {"dql_ms": 9, "ofql_ms": 4, "dql/ofql": 9 / 4, "dql/ofql_work": 7 / 3}
+    )
