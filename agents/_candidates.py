@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.selectors import argmax, sample_softmax
-from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs
 
@@ -93,8 +92,8 @@ class Chooser(DeployedPolicy):
 
     Args:
         policy: the base.
-        critic: values of actions.
-        value: from the values of its heads (E, M, N) to those that choose (M, N).
+        critic: values (E, M, N) of actions (M, N, H, D) at features (N, F).
+        value: from these to those that choose (M, N).
         noise: shape of one row's noise.
     """
 
@@ -103,7 +102,7 @@ class Chooser(DeployedPolicy):
     def __init__(
         self,
         policy: GenerativePolicy,
-        critic: CriticEnsemble,
+        critic: nn.Module,
         value: Callable[[Tensor], Tensor],
         noise: tuple[int, ...],
     ) -> None:
@@ -122,8 +121,8 @@ class ChosenCandidate(Chooser):
 
     Args:
         policy: what is sampled.
-        critic: values of actions.
-        value: from the values of its heads (E, M, N) to those that choose (M, N).
+        critic: values (E, M, N) of actions (M, N, H, D) at features (N, F).
+        value: from these to those that choose (M, N).
         candidates: M.
         temperature: T; 0 for the best.
     """
@@ -131,7 +130,7 @@ class ChosenCandidate(Chooser):
     def __init__(
         self,
         policy: GenerativePolicy,
-        critic: CriticEnsemble,
+        critic: nn.Module,
         value: Callable[[Tensor], Tensor],
         candidates: int,
         temperature: float = 0.0,

@@ -8,24 +8,25 @@ outside, advantages of safety count.
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
 on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout; the learning
 rate decays only with ``policy_final_lr``; ``ends_safely``, because by the public code's values nothing is safer than an
-episode that has ended, be it in a fall; ``choice=first``, because among samples that can all be kept safe the one that
-seems safest is the critics' error.
+episode that has ended, be it in a fall; ``choice=best`` and ``first``, because among samples that can all be kept safe
+the one that seems safest is the critics' error.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy_rl.agents._candidates import ChosenCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig, ImplicitValues
 from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 
-Choice = Literal["first", "safest"]
+Choice = Literal["first", "best", "safest"]
 """Which of FISOR's samples acts."""
 
 
@@ -43,7 +44,8 @@ class FISORConfig(ImplicitConfig):
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety.
         candidates: M, samples to choose from when acting.
-        choice: always the safest of them, or the first that can be kept safe, and the safest where none can.
+        choice: always the safest of them; or the first, or the best paid, that can be kept safe, and the safest where
+            none can.
     """
 
     expectile: float = 0.9
@@ -104,21 +106,44 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return torch.where(unsafe, self.config.violation, -1.0)
 
     def _deployed(self) -> DeployedPolicy:
-        config, critics = self.config, self.feasibility.critics
-        return ChosenCandidate(self.policy, critics.target, _SAFETY[config.choice], config.candidates)
+        judge = Judge(self.values.critics.target, self.feasibility.critics.target)
+        return ChosenCandidate(self.policy, judge, _RULES[self.config.choice], self.config.candidates)
 
 
-def safety(values: Tensor) -> Tensor:
-    """How safe actions are (...) by the worse of critics (E, ...); those from 0 on can be kept safe."""
-    return -values.amax(0)
+class Judge(nn.Module):
+    """Critics of reward and of feasibility side by side.
+
+    Args:
+        reward: critics Q(s, a), of which the lower one counts.
+        feasibility: critics Q_h(s, a), of which the higher one counts.
+    """
+
+    def __init__(self, reward: CriticEnsemble, feasibility: CriticEnsemble) -> None:
+        super().__init__()
+        self.reward, self.feasibility = reward, feasibility
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        """Map features (B, F) and actions (..., B, A, D) to Q and Q_h (2, ..., B)."""
+        return torch.stack([self.reward(features, action).amin(0), self.feasibility(features, action).amax(0)])
 
 
-def safe_enough(values: Tensor) -> Tensor:
+def safest(values: Tensor) -> Tensor:
+    """What ranks actions (...) of values Q and Q_h (2, ...): safety; from 0 on they can be kept safe."""
+    return -values[1]
+
+
+def first(values: Tensor) -> Tensor:
     """The same, but all that can be kept safe are equal, at 0; of equal samples the first is chosen."""
-    return safety(values).clamp(max=0.0)
+    return safest(values).clamp(max=0.0)
 
 
-_SAFETY = {"first": safe_enough, "safest": safety}
+def best(values: Tensor) -> Tensor:
+    """The same, but those that can be kept safe are above 0, in the order of their rewards."""
+    reward, violation = values
+    return torch.where(violation <= 0, reward.asinh().exp(), -violation)
+
+
+_RULES = {"first": first, "best": best, "safest": safest}
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffpolicy_rl.agents.fisor import FISOR, FISORConfig, feasibility_target, fisor_weights
+from diffpolicy_rl.agents.fisor import FISOR, FISORConfig, best, feasibility_target, fisor_weights
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.ddpm import DDPM
 from tests.agents.offline_bandit import SMALL, corners, learned, shares, stored
@@ -65,25 +65,36 @@ def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
     assert cloned[3] < 0.02
 
 
-@pytest.mark.parametrize("choice", ["first", "safest"])
+@pytest.mark.parametrize("choice", ["first", "best", "safest"])
 def test_the_candidate_acts_that_is_chosen_by_the_worse_of_two_critics(make_policy, choice):
     agent, obs = fisor(make_policy, choice=choice), torch.linspace(-3, 3, 15).view(5, 3)
-    agent.critic_steps, critics = 1, agent.feasibility.critics.target
+    agent.critic_steps, critics, rewards = 1, agent.feasibility.critics.target, agent.values.critics.target
     deployed = agent.deploy()
     noise = deployed.sample_noise(5, torch.Generator().manual_seed(0))
     with torch.no_grad():
         candidates = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(16)])
         critics.trunk[-1].bias -= critics(obs, candidates).amax(0).median()  # half of all can be kept safe
-        violation = critics(obs, candidates).amax(0)
+        rewards.trunk[-1].bias -= 100.0  # values may well be below 0
+        violation, reward = critics(obs, candidates).amax(0), rewards(obs, candidates).amin(0)
         acted = deployed(obs, noise)
     shares = (violation <= 0).float().mean(0)
     assert (shares == 0).any()
     assert ((shares > 0) & (shares < 1)).any()
-    chosen = violation.argmin(0).tolist()
-    if choice == "first":
-        feasible = [(column <= 0).nonzero().flatten().tolist() for column in violation.T]
-        chosen = [found[0] if found else safest for found, safest in zip(feasible, chosen, strict=True)]
+    chosen = violation.argmin(0)
+    if choice != "safest":
+        liked = -torch.arange(16.0).unsqueeze(1).expand(16, 5) if choice == "first" else reward
+        among = torch.where(violation <= 0, liked, -torch.inf).argmax(0)
+        chosen = torch.where(shares > 0, among, chosen)
     torch.testing.assert_close(acted, candidates[chosen, torch.arange(5)])
+
+
+def test_rewards_rank_only_what_can_be_kept_safe():
+    """In fp32, over more than the range that rewards are scaled to."""
+    reward = torch.tensor([-5000.0, -4999.0, -1.0, 0.0, 1e-3, 5000.0, 5001.0, 9e9, 9e9])
+    violation = torch.tensor([0.0, -1.0, -1.0, 0.0, -9.0, -1.0, -1.0, 1e-6, 25.0])
+    ranks = best(torch.stack([reward, violation]))
+    assert ranks.argsort().tolist() == [8, 7, 0, 1, 2, 3, 4, 5, 6]
+    assert (ranks > 0).tolist() == [True] * 7 + [False] * 2
 
 
 def test_learns_the_reversed_expectile_of_feasibility(make_policy):
