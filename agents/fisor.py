@@ -106,8 +106,10 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return torch.where(unsafe, self.config.violation, -1.0)
 
     def _deployed(self) -> DeployedPolicy:
-        judge = Judge(self.values.critics.target, self.feasibility.critics.target)
-        return ChosenCandidate(self.policy, judge, _RULES[self.config.choice], self.config.candidates)
+        config, critics = self.config, self.feasibility.critics.target
+        if config.choice == "best":
+            return ChosenCandidate(self.policy, Judge(self.values.critics.target, critics), best, config.candidates)
+        return ChosenCandidate(self.policy, critics, _SAFETY[config.choice], config.candidates)
 
 
 class Judge(nn.Module):
@@ -127,23 +129,23 @@ class Judge(nn.Module):
         return torch.stack([self.reward(features, action).amin(0), self.feasibility(features, action).amax(0)])
 
 
-def safest(values: Tensor) -> Tensor:
-    """What ranks actions (...) of values Q and Q_h (2, ...): safety; from 0 on they can be kept safe."""
-    return -values[1]
-
-
-def first(values: Tensor) -> Tensor:
-    """The same, but all that can be kept safe are equal, at 0; of equal samples the first is chosen."""
-    return safest(values).clamp(max=0.0)
-
-
 def best(values: Tensor) -> Tensor:
-    """The same, but those that can be kept safe are above 0, in the order of their rewards."""
+    """What ranks actions (...) of values Q and Q_h (2, ...): reward, above 0, if they can be kept safe, else safety."""
     reward, violation = values
     return torch.where(violation <= 0, reward.asinh().exp(), -violation)
 
 
-_RULES = {"first": first, "best": best, "safest": safest}
+def safety(values: Tensor) -> Tensor:
+    """How safe actions are (...) by the worse of critics (E, ...); those from 0 on can be kept safe."""
+    return -values.amax(0)
+
+
+def safe_enough(values: Tensor) -> Tensor:
+    """The same, but all that can be kept safe are equal, at 0; of equal samples the first is chosen."""
+    return safety(values).clamp(max=0.0)
+
+
+_SAFETY = {"first": safe_enough, "safest": safety}
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:
