@@ -16,13 +16,24 @@ Part = Literal["last", "best"]
 
 # Two-sided 95 % quantiles of Student's t for 2 to 10 seeds.
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+_Z95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 def half_interval(values: Sequence[float]) -> float | None:
-    """Half of Student's 95 % interval of a mean; None for numbers of seeds that the table does not have."""
-    if len(values) not in _T95:
+    """Half of Student's 95 % interval of a mean; None for a single seed."""
+    if len(values) < 2:
         return None
-    return _T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return _t95(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _t95(seeds: int) -> float:
+    """Student's quantile: tabled, or by its expansion in 1 / (seeds - 1) (Abramowitz & Stegun 1964, eq. 26.7.5)."""
+    if seeds in _T95:
+        return _T95[seeds]
+    z, inverse = _Z95, 1 / (seeds - 1)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + inverse * first + inverse**2 * second + inverse**3 * third
 
 
 class Comparison:
@@ -35,10 +46,12 @@ class Comparison:
         tasks: by name.
         runs: records by (task, agent), in the order of their seeds.
         agents: names, in the order of the results.
+        cost_limit: what an episode may cost at most to count as safe, if anything.
     """
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.tasks: dict[str, dict[str, Any]] = results["tasks"]
+        self.cost_limit: float | None = results.get("cost_limit")
         self.runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for run in sorted(results["runs"], key=lambda run: run["seed"]):
             self.runs[run["task"], run["agent"]].append(run)

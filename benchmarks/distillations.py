@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import NUMBERS, agent_of, provenance
+from benchmarks.finished import agent_of
+from benchmarks.records import NUMBERS, provenance
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.config import TrainConfig
 from diffpolicy_rl.training.run import read_config

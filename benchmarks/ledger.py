@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import RESULTS, Finished, collect, shared_settings
-from benchmarks.suites import Job
+from benchmarks.finished import Finished, shared_settings
+from benchmarks.records import RESULTS, collect
+from benchmarks.suites import Job, read_suite
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.checkpoint import write_text
 from diffpolicy_rl.training.compose import compose
@@ -24,6 +25,7 @@ def read_results(name: str) -> dict[str, Any]:
     """The results of a suite, as ``write_results`` wrote them; UserError if there are none."""
     results = _kept(name)
     if not results["runs"]:
+        read_suite(name)  # which says so where there is no such suite
         raise UserError(f"there are no results of the suite {name}; run python -m benchmarks.run suite={name}")
     return results
 
@@ -55,7 +57,9 @@ def unlike(job: Job, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]
     return differences(ours, settings)
 
 
-def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequence[Place]) -> Path:
+def write_results(
+    name: str, about: str, runs: Sequence[Finished], order: Sequence[Place], cost_limit: float | None = None
+) -> Path:
     """Add runs to the results of a suite, one record on each line; a run replaces the record of the same training.
 
     Args:
@@ -63,6 +67,7 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
         about: what it compares.
         runs: to add.
         order: of the records, by task and agent.
+        cost_limit: what an episode may cost at most to count as safe, if anything.
 
     Returns:
         The file's path.
@@ -83,7 +88,8 @@ def write_results(name: str, about: str, runs: Sequence[Finished], order: Sequen
     )
     labels = dict.fromkeys(map(_label_of, records))
     described = {task: tasks[task] for task in dict.fromkeys(record["task"] for record in records)}
-    head = json.dumps({"suite": name, "about": about, "tasks": described}, indent=1).removesuffix("\n}")
+    limit = {} if cost_limit is None else {"cost_limit": cost_limit}
+    head = json.dumps({"suite": name, "about": about, **limit, "tasks": described}, indent=1).removesuffix("\n}")
     shared = ",\n".join(f"{json.dumps(label)}: {json.dumps(settings[label])}" for label in labels)
     lines = ",\n".join(map(json.dumps, records))
     write_text(_path(name), f'{head},\n "settings": {{\n{shared}\n}},\n "runs": [\n{lines}\n]}}\n')

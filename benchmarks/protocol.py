@@ -31,18 +31,19 @@ STATEMENT = (
     "a simulator to select, so read it as an upper bound. ± is Student's 95 % interval over seeds; brackets are "
     f"{100 * LEVEL:.0f} % percentile intervals of {REPS:,} bootstrap resamples, stratified by task."
 )
-PAIRED = "Seeds are paired: every agent has the same ones on a task, and with them the same evaluation episodes."
-UNPAIRED = "Seeds are not paired: agents have different ones on a task, and with them other evaluation episodes."
+PAIRED = "Seeds are paired: every agent has the same ones on a task."
+UNPAIRED = "Seeds are not paired: agents have different ones on a task."
 
 UNITS = {
     "success": "success, %",
-    "reference": "normalised score: 0 a random policy, 100 an expert, by the references of D4RL or DSRL",
+    "reference": "normalised score by references: 0 and 100 are D4RL's random policy and its expert, and where tasks "
+    "have costs the lowest and the highest return of DSRL's data",
     "data": "normalised return: 0 the lowest and 100 the highest in the data",
     "return": "undiscounted return",
 }
 CAUTION = (
-    "The tasks are Gymnasium's v5 with MuJoCo's current physics, and the data was made on them. The references are of "
-    "other simulators, and published tables of other data: these scores compare the runs here with each other alone."
+    "The references are of other simulators than the current MuJoCo, and published tables of other data: these scores "
+    "compare the runs here with each other alone."
 )
 
 

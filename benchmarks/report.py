@@ -18,21 +18,10 @@ from torch import Tensor
 
 from benchmarks import distillations
 from benchmarks.comparison import Comparison
+from benchmarks.finished import Finished, agent_of, find_runs, refuse_unlike, source_of
 from benchmarks.ledger import read_results
 from benchmarks.page import Block, markdown_table, to_html, to_markdown
-from benchmarks.records import (
-    RESULTS,
-    ROOT,
-    Finished,
-    agent_of,
-    collect,
-    describe_data,
-    evaluations,
-    find_runs,
-    provenance,
-    refuse_unlike,
-    source_of,
-)
+from benchmarks.records import RESULTS, ROOT, collect, describe_data, evaluated, evaluations, provenance
 from benchmarks.sections import sections, task_table
 from benchmarks.tables import tables
 from diffpolicy_rl import cli
@@ -175,10 +164,15 @@ def add(name: str, runs: list[Path], variant: str = "") -> None:
 
 
 def summarize_run(run: Path) -> dict[str, Any]:
-    """A run's provenance, its evaluations before and after, and its curve of (env steps, mean, ci_low, ci_high)."""
-    points = [record for record in read_metrics(run / "metrics.jsonl") if "eval/mean" in record]
-    keys = ("env_steps", "eval/mean", "eval/ci_low", "eval/ci_high")
-    curve = [[float(f"{point[key]:.5g}") for key in keys] for point in points if point["phase"] != "bc"]
+    """A run's provenance, its evaluations before and after, and its curve of (x, mean, ci_low, ci_high).
+
+    x counts env steps, or iterations where a run made no env steps.
+    """
+    points = evaluated(read_metrics(run / "metrics.jsonl"))
+    x = "env_steps" if points and points[-1]["env_steps"] else "iteration"
+    curve = [
+        [float(f"{point[key]:.5g}") for key in (x, "eval/mean", "eval/ci_low", "eval/ci_high")] for point in points
+    ]
     return provenance(run) | evaluations(run) | {"net_evaluations": net_evaluations(load(run)), "curve": curve}
 
 
@@ -212,10 +206,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for run in result["seeds"]:
-        steps, mean, low, high = zip(*run["curve"], strict=True)
+        steps, mean, low, high = zip(*run["curve"], strict=True) if run["curve"] else ((), (), (), ())
         axes.plot(steps, mean, "o-", markersize=3, label=f"seed {run['seed']}")
         axes.fill_between(steps, low, high, alpha=0.2)
-    axes.set(xlabel="env steps", ylabel="evaluated return", title=f"{result['agent']} on {result['env']}")
+    axes.set(
+        xlabel="env steps" if result["seeds"][0]["env_steps"] else "iterations",
+        ylabel="evaluated return",
+        title=f"{result['agent']} on {result['env']}",
+    )
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks import report
+from benchmarks.finished import Finished, shared_settings
 from benchmarks.launchers import finished, run_local, run_slurm
 from benchmarks.ledger import on_record, unlike, write_results
-from benchmarks.records import Finished
+from benchmarks.records import scored
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, require_positive
@@ -60,25 +61,24 @@ def main(argv: Sequence[str]) -> None:
     tasks = choose("task", config.tasks, suite.tasks or [""])
     chosen = [job for job in jobs(suite, folder, config.seeds) if job.agent in agents and job.task in tasks]
     left = chosen
+    _refuse_unlike(suite, folder)
     if suite.tasks:
-        _refuse_unlike(suite, folder)
         recorded = on_record(config.suite, chosen)
         print(f"{len(recorded)} of {len(chosen)} trainings are on record", flush=True)
         left = [job for job in chosen if job not in recorded]
     needed = {job.task for job in left}
     failed = _launch(config, folder, [base for task, base in bases(suite).items() if task in needed])
     failed = failed or _launch(config, folder, left)
-    sum_up(config.suite, suite, folder, chosen)
+    unscored = sum_up(config.suite, suite, folder, chosen)
     if failed:
         raise UserError(f"{len(failed)} of the suite's trainings failed; see {', '.join(map(str, failed))}")
+    if unscored:
+        raise UserError(f"not on record, for they were never evaluated while they learned: {', '.join(unscored)}")
 
 
 def _finished_runs(suite: Suite, folder: Path) -> list[Finished]:
     """All runs of a suite in a folder that came to their end."""
-    # Code that the suite's own words name is trusted, as on a command line.
-    trust = {
-        word.partition("=")[2].partition(":")[0] for job in jobs(suite, folder) for word in job.words if ":" in word
-    }
+    trust = _trusted(suite, folder)
     return [
         Finished(summary.parent, read_config(summary.parent, trust), task, agent)
         for task, agent in itertools.product(suite.tasks, suite.agents)
@@ -86,12 +86,20 @@ def _finished_runs(suite: Suite, folder: Path) -> list[Finished]:
     ]
 
 
+def _trusted(suite: Suite, folder: Path) -> set[str]:
+    """Modules that the suite's own words name, which are trusted as on a command line."""
+    words = (word for job in jobs(suite, folder) for word in job.words if ":" in word)
+    return {word.partition("=")[2].partition(":")[0] for word in words}
+
+
 def _refuse_unlike(suite: Suite, folder: Path) -> None:
-    """Raise UserError for a finished run that was trained otherwise than the suite asks for today."""
-    asked = {(job.task, job.agent): job for job in jobs(suite, folder)}
-    for run in _finished_runs(suite, folder):
-        for key, ours, theirs in unlike(asked[run.task, run.agent], run.settings):
-            raise UserError(f"{run.folder} has {key}={theirs}, but the suite says {ours}; move it elsewhere")
+    """Raise UserError for a run, finished or interrupted, that was begun otherwise than the suite asks for today."""
+    trust = _trusted(suite, folder)
+    asked = {job.any_seed: job for job in [*bases(suite).values(), *jobs(suite, folder)]}
+    for pattern, job in asked.items():
+        for config in sorted(folder.glob(f"{pattern}/config.yaml")):
+            for key, ours, theirs in unlike(job, shared_settings(read_config(config.parent, trust))):
+                raise UserError(f"{config.parent} has {key}={theirs}, but the suite says {ours}; move it elsewhere")
 
 
 def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
@@ -103,18 +111,24 @@ def _launch(config: RunConfig, folder: Path, chosen: list[Job]) -> list[Path]:
     return run_local(left, workers)
 
 
-def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> None:
-    """Write what is finished to benchmarks/results: one file, or, of a suite without tasks, one per complete agent."""
+def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> list[str]:
+    """Write what is finished to benchmarks/results: one file, or, of a suite without tasks, one per complete agent.
+
+    Returns:
+        The finished runs of a suite with tasks that have no score, which are left out.
+    """
     if suite.tasks:
-        if runs := _finished_runs(suite, folder):
+        found = _finished_runs(suite, folder)
+        if runs := [run for run in found if scored(run.folder)]:
             order = list(itertools.product(suite.tasks, suite.agents))
-            print(f"wrote {write_results(name, suite.about, runs, order)}", flush=True)
-        return
+            print(f"wrote {write_results(name, suite.about, runs, order, suite.cost_limit)}", flush=True)
+        return [str(run.folder) for run in found if run not in runs]
     for agent in dict.fromkeys(job.agent for job in chosen):
         # With all of the suite's seeds, also where some were not chosen now.
         runs = list(dict.fromkeys(folder / job.name for job in [*jobs(suite, folder), *chosen] if job.agent == agent))
         if all(map(finished, runs)):
             report.add(f"{name}_{agent}", runs, suite.agents[agent].variant)
+    return []
 
 
 if __name__ == "__main__":

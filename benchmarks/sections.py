@@ -9,6 +9,8 @@ from benchmarks.comparison import Comparison, Part, half_interval
 from benchmarks.estimates import Estimate
 from benchmarks.page import Block, Heading, Lines, Picture, Table, Text
 
+_UNSAFE = "†"
+_SAMPLING = {"steps": "K", "candidates": "candidates", "temperature": "temperature", "choice": "choice"}
 _PARTS: dict[Part, str] = {"last": f"last {protocol.LAST} evaluations", "best": "best checkpoint"}
 
 
@@ -70,22 +72,21 @@ def _per_task(comparison: Comparison) -> list[Block]:
         Text(f"Scores: {'; '.join(protocol.UNITS[unit] for unit in sorted(units))}."),
     ]
     if _shows_data(comparison):
-        found.append(Text("data: mean [lower, upper quartile] of the episodes learned from, in the same unit."))
+        found.append(Text("data: mean [lower, upper quartile] of the set's episodes, in the same unit."))
     if "reference" in units:
         found.append(Text(protocol.CAUTION))
+    if comparison.cost_limit is not None:
+        found.append(Text(f"{_UNSAFE}: unsafe, an episode costs more than {comparison.cost_limit:g} on average."))
     for part, title in _PARTS.items():
         found += [Text(f"**{title.capitalize()}**, mean over seeds:"), task_table(comparison, part)]
     return found
 
 
 def task_table(comparison: Comparison, part: Part) -> Table:
-    """Tasks by agents, the highest mean of a task emphasised, with the interquartile mean over tasks below."""
+    """Tasks by agents, the highest mean of a task's safe agents emphasised, with the interquartile mean over tasks."""
     rows, shown = [], _shows_data(comparison)
     for name, task in comparison.tasks.items():
-        scores = [list(comparison.scores(name, agent, part).values()) for agent in comparison.agents]
-        top = max(statistics.fmean(values) for values in scores if values)
-        cells = [_emphasised(values, top) for values in scores]
-        rows.append([name or task["env"], *([_data_cell(task)] * shown), *cells])
+        rows.append([name or task["env"], *([_data_cell(task)] * shown), *_score_cells(comparison, name, part)])
     found = comparison.iqms(part)
     if found:
         cells = [_bracket(found[agent]) if agent in found else "-" for agent in comparison.agents]
@@ -93,8 +94,20 @@ def task_table(comparison: Comparison, part: Part) -> Table:
     return Table(["task", *(["data"] * shown), *comparison.agents], rows)
 
 
-def _emphasised(values: list[float], top: float) -> str:
-    return f"**{_plus(values)}**" if values and statistics.fmean(values) == top else _plus(values)
+def _score_cells(comparison: Comparison, task: str, part: Part) -> list[str]:
+    scores = {agent: list(comparison.scores(task, agent, part).values()) for agent in comparison.agents}
+    safe = {agent: not _is_unsafe(comparison, task, agent, part) for agent in scores}
+    top = max((statistics.fmean(values) for agent, values in scores.items() if values and safe[agent]), default=None)
+    cells = []
+    for agent, values in scores.items():
+        cell = _plus(values) if safe[agent] else f"{_plus(values)} {_UNSAFE}"
+        cells.append(f"**{cell}**" if values and safe[agent] and statistics.fmean(values) == top else cell)
+    return cells
+
+
+def _is_unsafe(comparison: Comparison, task: str, agent: str, part: Part) -> bool:
+    costs = _plain(comparison.runs[task, agent], "cost", part)
+    return bool(costs) and comparison.cost_limit is not None and statistics.fmean(costs) > comparison.cost_limit
 
 
 def _shows_data(comparison: Comparison) -> bool:
@@ -143,22 +156,23 @@ def _learning(comparison: Comparison) -> list[Block]:
 
 
 def _agents(comparison: Comparison) -> list[Block]:
-    rows = []
+    known = {key for agent in comparison.agents for run in comparison.of_agent(agent) for key in run["sampling"]}
+    rows, shown = [], [key for key in _SAMPLING if key in known]
     for agent in comparison.agents:
         runs = comparison.of_agent(agent)
         counts = _values(len(protocol.last(run["curve"], "mean")) for run in runs)
-        sampling = [_values(run["sampling"].get(key) for run in runs) for key in ("steps", "candidates", "temperature")]
+        sampling = [_values(run["sampling"].get(key) for run in runs) for key in shown]
         spent = {part: [run["seconds"][part] for run in runs] for part in ("update", "evaluation")}
         minutes = [statistics.fmean(run["wall_s"] for run in runs), *map(statistics.fmean, spent.values())]
         rate = sum(run["gradient_steps"] for run in runs) / max(sum(spent["update"]), 1e-9)
         rows.append([agent, counts, *sampling, *(f"{value / 60:.1f}" for value in minutes), f"{rate:.0f}"])
     text = (
         f"Evaluations: how many of the last {protocol.LAST} there were. K: sampling steps. Candidates: samples among "
-        "which an agent chooses when it acts, and at which temperature; agents that do not choose have none. Minutes: "
-        "of a run, wall-clock, on a machine that may have been shared; then those of updates and of evaluations, and "
-        "gradient steps of the policy per second of updates."
+        "which an agent chooses when it acts, at which temperature or by which rule; agents that do not choose have "
+        "none. Minutes: of a run, wall-clock, on a machine that may have been shared; then those of updates and of "
+        "evaluations, and gradient steps of the policy per second of updates."
     )
-    header = ["evaluations", "K", "candidates", "temperature", "minutes", "updates", "evaluating", "policy steps/s"]
+    header = ["evaluations", *(_SAMPLING[key] for key in shown), "minutes", "updates", "evaluating", "policy steps/s"]
     return [Heading("Agents: how they sample, how long they take"), Text(text), Table(["agent", *header], rows)]
 
 
@@ -185,11 +199,12 @@ def _data(comparison: Comparison) -> list[Block]:
 
 def _provenance(comparison: Comparison) -> list[Block]:
     runs = [run for of_pair in comparison.runs.values() for run in of_pair]
-    machines = _values(f"{m['processor']}, {m['cores']} cores, {m['system']}" for m in (run["machine"] for run in runs))
-    versions = _values(" ".join(f"{k} {v}" for k, v in run["versions"].items() if v is not None) for run in runs)
+    made = [sitting for run in runs for sitting in (run, *run.get("resumed", ()))]
+    machines = _values(f"{m['processor']}, {m['cores']} cores, {m['system']}" for m in (run["machine"] for run in made))
+    versions = _values(" ".join(f"{k} {v}" for k, v in run["versions"].items() if v is not None) for run in made)
     return [
         Heading("Provenance"),
-        Text(f"Commits: {_values(run['commit'] for run in runs)}."),
+        Text(f"Commits: {_values(run['commit'] for run in made)}."),
         Text(f"Machines: {machines}."),
         Text(f"Versions: {versions}."),
         Lines(f"Commands of all {len(runs)} runs", [run["command"] for run in runs]),

@@ -7,7 +7,7 @@ suite without tasks has one, which the shared words describe. A base is trained 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Suite:
         overrides: words of one agent on one task, by <task>_<agent>.
         seeds: of the agents that name none: a count, or the seeds with commas between.
         base: the training that the agents start from, if they do.
+        cost_limit: what an episode may cost at most to count as safe, where tasks have costs.
     """
 
     about: str
@@ -56,6 +57,7 @@ class Suite:
     overrides: dict[str, Any] = field(default_factory=dict)
     seeds: str = "1"
     base: Entry | None = None
+    cost_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,15 @@ class Job:
     @property
     def name(self) -> str:
         """Of its run folder."""
-        return "_".join(filter(None, (self.task, self.agent, f"s{self.seed}")))
+        return self._named(str(self.seed))
+
+    @property
+    def any_seed(self) -> str:
+        """A pattern of the run folders of all seeds."""
+        return self._named("[0-9]*")
+
+    def _named(self, seed: str) -> str:
+        return "_".join(filter(None, (self.task, self.agent, f"s{seed}")))
 
 
 def read_suite(name: str) -> Suite:
@@ -92,17 +102,24 @@ def read_suite(name: str) -> Suite:
     for key in overrides:
         if key not in pairs:
             raise UserError(f"suite {name}: overrides.{key} is not <task>_<agent>; {did_you_mean(key, pairs)}")
-    return Suite(suite.about, agents, suite.words, tasks, overrides, suite.seeds, suite.base)
+    return replace(suite, agents=agents, tasks=tasks, overrides=overrides)
 
 
-def _values(name: str) -> dict[str, Any]:
+def _values(name: str, following: tuple[str, ...] = ()) -> dict[str, Any]:
     folder = resources.files("diffpolicy_rl.configs").joinpath("suite")
     known = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
     if name not in known:
         raise UserError(f"there is no suite {name!r}; {did_you_mean(name, known)}")
-    values = yaml.safe_load(known[name].read_text())
+    if name in following:
+        raise UserError(f"suite {name} is like itself; leave out one of {', '.join(following)}'s like")
+    try:
+        values = yaml.safe_load(known[name].read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"suite {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"suite {name} says nothing; it needs about and agents")
     like = values.pop("like", None)
-    return (_values(like) if like else {}) | values
+    return (_values(like, (*following, name)) if like else {}) | values
 
 
 def choose(kind: str, chosen: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -129,7 +146,9 @@ def bases(suite: Suite) -> dict[str, Job]:
     """The training that each task's agents start from, by task; none if they start from nothing."""
     if suite.base is None:
         return {}
-    (seed,) = seeds_of(suite.base.seeds or "1")
+    seed, *others = seeds_of(suite.base.seeds or "1")
+    if others:
+        raise UserError(f"base.seeds={suite.base.seeds}, but a task has one base; name one seed, as in [3]")
     words = {task: merge(suite.words, words, suite.base.words) for task, words in _tasks(suite).items()}
     return {task: Job(task, _BASE, seed, (*words[task], f"seed={seed}")) for task in words}
 

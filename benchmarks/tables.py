@@ -23,7 +23,7 @@ def success_table(results: list[dict[str, Any]]) -> str:
     for result in sorted(results, key=lambda result: -mean_of(result, "success")):
         seeds = result["seeds"]
         task = f"[{result['agent']}, {result['env']}](benchmarks/results/{result['name']}.png)"
-        before = f"{100 * statistics.fmean(run['base']['success'] for run in seeds):.0f}"
+        before = f"{100 * statistics.fmean(run['base']['success'] for run in seeds):.0f}" if "base" in seeds[0] else "-"
         episodes = sum(run["final"]["episodes"] for run in seeds)
         low, high = wilson(mean_of(result, "success"), episodes)
         after = f"{100 * mean_of(result, 'success'):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -67,7 +67,7 @@ def return_table(results: list[dict[str, Any]]) -> str:
             task = f"[{title}]({place}.png)"
             if result["data"]:
                 data = f"{result['data']['episodes']} episodes, {result['data']['return_mean']:.0f}"
-            before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}"
+            before = f"{statistics.fmean(run['base']['mean'] for run in seeds):.0f}" if "base" in seeds[0] else "-"
             each = ", ".join(f"{run['final']['mean']:.0f} ({run['best']['mean']:.0f})" for run in seeds)
         lines.append(f"| {' | '.join((task, data, before, after, each, steps, minutes))} |")
     return "\n".join(lines)

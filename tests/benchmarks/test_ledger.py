@@ -9,8 +9,10 @@ import h5py
 import pytest
 
 from benchmarks import run
+from benchmarks.finished import Finished
 from benchmarks.ledger import read_results, write_results
-from benchmarks.records import Finished
+from benchmarks.suites import jobs, read_suite
+from diffpolicy_rl import train
 from diffpolicy_rl.data.catalog import resolve
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.training.run import read_config
@@ -66,6 +68,29 @@ def test_other_settings_are_not_mixed_with_what_is_on_record(suite, place, capsy
     path.write_text(json.dumps(json.loads(kept) | {"runs": [], "settings": {}}))
     run.main(["s", "folder=there", "agents=slow", "seeds=1"])
     assert trainings() == [("slow", 0)]
+
+
+@pytest.mark.parametrize("tasks", [{"hop": []}, {}])
+def test_what_was_interrupted_with_other_settings_is_not_gone_on_with(suite, suite_file, place, tasks):
+    agents = {"slow": {"words": ["agent=bc"]}}
+    suite_file("t", about="tiny", words=words()[1:], tasks=tasks, agents=agents)
+    (name,) = (job.name for job in jobs(read_suite("t"), place))
+    begun = [*words(), "seed=0", "iterations=0", f"run_dir=here/{name}"]
+    train.main(begun)
+    (place / "here" / name / "summary.json").unlink()  # as if it had been killed
+    suite_file("t", about="tiny", words=[*words()[1:], "policy.steps=3"], tasks=tasks, agents=agents)
+    with pytest.raises(UserError, match=f"here/{name} has policy.steps=4, but the suite says 3; move it elsewhere"):
+        run.main(["t", "folder=here"])
+    assert not (place / "here" / name / "summary.json").exists()
+
+
+def test_a_run_without_a_score_does_not_keep_others_from_the_record(suite, suite_file, place):
+    agents = {"slow": {"words": ["agent=bc"]}, "never": {"words": ["agent=bc", "budget.bc_eval_every=1000"]}}
+    agents["stopped"] = {"words": ["agent=bc", "max_minutes=0"]}
+    suite_file("t", about="tiny", words=words()[1:], tasks={"hop": []}, agents=agents)
+    with pytest.raises(UserError, match="never evaluated while they learned: here/hop_stopped_s0"):
+        run.main(["t", "folder=here"])
+    assert {record["agent"] for record in read_results("t")["runs"]} == {"slow", "never"}
 
 
 def test_a_run_of_other_settings_is_not_added(suite, place):

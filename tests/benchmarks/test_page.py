@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import comparison, protocol, records, report, run
 from benchmarks.comparison import Comparison
+from benchmarks.finished import Finished, find_runs
 from benchmarks.page import Lines, Table, Text, to_html, to_markdown
 from benchmarks.sections import sections, task_table
 from diffpolicy_rl import train
@@ -146,6 +147,31 @@ def test_costs_and_success_have_their_columns(results):
     assert "success, %" in markdown
 
 
+def test_what_costs_too_much_is_marked_and_not_the_best(results):
+    for made in results["runs"]:
+        cost = 12.0 if made["agent"] == "b" else 8.0  # b scores twice as much
+        made["curve"]["cost"], made["best"]["cost"] = [cost] * 12, cost + 3
+    results["cost_limit"] = 10
+    found = Comparison(results)
+    markdown = to_markdown("t", sections(found, ""))
+    assert "†: unsafe, an episode costs more than 10 on average." in markdown
+    hop = task_table(found, "last").rows[0]
+    assert (hop[2].startswith("**"), hop[3].startswith("**"), hop[3].endswith(" †")) == (True, False, True)
+    assert all(cell.endswith(" †") for cell in task_table(found, "best").rows[0][2:])
+    assert " † |" not in to_markdown("t", sections(Comparison(results | {"cost_limit": 20}), ""))
+
+
+def test_how_candidates_are_chosen_and_what_a_run_was_resumed_with_is_told(results):
+    results["runs"][0]["sampling"] = FAST | {"choice": "best"}
+    results["runs"][0]["resumed"] = [
+        {key: results["runs"][0][key] for key in ("machine", "versions")} | {"commit": "xyz"}
+    ]
+    markdown = to_markdown("t", sections(Comparison(results), ""))
+    assert "| agent | evaluations | K | candidates | temperature | choice |" in markdown
+    assert "| a | 10 | 5 | - | - | best |" in markdown
+    assert "Commits: abc, xyz." in markdown
+
+
 def test_blocks_by_hand():
     blocks = [Text("a < **b**"), Table(["x", "y"], [["1", "**2**"]]), Lines("more", ["c & d"])]
     html, markdown = to_html("t", blocks), to_markdown("t", blocks)
@@ -158,6 +184,10 @@ def test_blocks_by_hand():
 def test_half_interval_by_hand():
     assert comparison.half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
     assert comparison.half_interval([1.0]) is None
+    for seeds, quantile in ((11, 2.228139), (31, 2.042272), (101, 1.983972)):  # of 10, 30 and 100 degrees of freedom
+        values = [0.0, 1.0] * (seeds // 2) + [0.5]
+        half = quantile * np.std(values, ddof=1) / seeds**0.5
+        assert comparison.half_interval(values) == pytest.approx(half, rel=1e-3)
 
 
 def test_a_suite_becomes_one_file_a_page_and_a_table(place, suite_file, capsys):
@@ -205,17 +235,32 @@ def test_own_runs_are_compared_by_settings_and_data(place, capsys):
     report.main(["runs/one_s0", "runs/one_s1", "runs/two_s0", "out=page"])
     assert "| agent | evaluations |" in Path("page.md").read_text()
     assert "wrote page.html" in capsys.readouterr().out
-    found = Comparison(records.collect(records.find_runs([Path("runs")])))
+    found = Comparison(records.collect(find_runs([Path("runs")])))
     assert found.agents == ["one", "two"]
     assert list(found.tasks) == ["Hopper-v5"]
     assert len(found.runs["Hopper-v5", "one"]) == 2
-    single = records.find_runs([Path("runs/two_s0")])
+    single = find_runs([Path("runs/two_s0")])
     assert [(run.task, run.agent) for run in single] == [("Hopper-v5", "bc")]
-    unlike = [records.Finished(run.folder, run.config, "t", "a") for run in records.find_runs([Path("runs")])]
+    unlike = [Finished(run.folder, run.config, "t", "a") for run in find_runs([Path("runs")])]
     with pytest.raises(UserError, match="one_s0 and runs/two_s0 differ in policy, not in their seed alone"):
         records.collect(unlike)
     with pytest.raises(UserError, match="the same training with the same seed; leave one out"):
         records.collect([unlike[0], replace(unlike[0])])
+
+
+def test_runs_are_named_by_what_differs_where_their_folders_do_not_tell(place):
+    steps = {"20261123-002119-bc-hopper-v5-s0": (0, 4), "20261123-002204-bc-hopper-v5-s1": (1, 4), "x/bc_s0": (0, 2)}
+    for name, (seed, number) in steps.items():
+        train.train(tiny(Path("runs") / name, "bc", seed=seed, policy={"net": MLP, "steps": number}))
+    found = find_runs([Path("runs"), Path("runs/x")])
+    assert {run.folder.name: run.agent for run in found} == {
+        "20261123-002119-bc-hopper-v5-s0": "bc steps=4",
+        "20261123-002204-bc-hopper-v5-s1": "bc steps=4",
+        "bc_s0": "bc steps=2",
+    }
+    Path("runs/x/bc_s0/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"runs/x/bc_s0 has no sound manifest\.json; leave it out"):
+        records.collect(found)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +268,17 @@ def test_own_runs_are_compared_by_settings_and_data(place, capsys):
     [
         ([], "name either run folders or a suite"),
         (["nowhere"], "there is no finished run in nowhere"),
-        (["suite=none"], "there are no results of the suite none; run python -m benchmarks.run suite=none"),
-        (["suite=rows"], "there are no results of the suite rows"),
+        (
+            ["suite=d4rl_locomotion"],
+            "there are no results of the suite d4rl_locomotion; run python -m b",
+        ),
+        (["suite=peg_insertion"], "there are no results of the suite peg_insertion"),
+        (["suite=d4rl_locomotoin"], "there is no suite 'd4rl_locomotoin'; did you mean 'd4rl_locomotion'"),
         (["a", "suite=none"], "name either run folders or a suite"),
         (["a", "title=x"], "there is no setting title"),
     ],
 )
 def test_mistakes_are_one_sentence(place, argv, message):
-    (place / "results" / "rows.json").write_text('{"seeds": []}')  # a result, but not a suite's
+    (place / "results" / "peg_insertion.json").write_text('{"seeds": []}')  # a result, but not a suite's
     with pytest.raises(UserError, match=message):
         report.main(argv)

@@ -95,6 +95,10 @@ def test_seeds_are_counted_or_listed():
         (["s", "rows=a"], "there is no setting rows"),
         (["odd"], "suite odd: overrides.x_c is not <task>_<agent>; did you mean 'x_"),
         (["empty"], "suite empty: agents must be given"),
+        (["nothing"], "suite nothing says nothing; it needs about and agents"),
+        (["broken"], "suite broken is not valid YAML: "),
+        (["circle"], "suite circle is like itself"),
+        (["bases"], r"base\.seeds=2, but a task has one base"),
     ],
 )
 def test_mistakes_are_one_sentence(suite_file, given, message, tmp_path, monkeypatch):
@@ -102,6 +106,10 @@ def test_mistakes_are_one_sentence(suite_file, given, message, tmp_path, monkeyp
     suite_file("s", **MATRIX)
     suite_file("odd", **MATRIX | {"overrides": {"x_c": []}})
     suite_file("empty", about="nothing")
+    suite_file("circle", like="circle")
+    suite_file("bases", **MATRIX, base={"words": ["agent=bc"], "seeds": 2})
+    (tmp_path / "suite" / "nothing.yaml").write_text("")
+    (tmp_path / "suite" / "broken.yaml").write_text("about: [")
     with pytest.raises(UserError, match=message):
         run.main(given)
 
