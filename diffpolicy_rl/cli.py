@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import re
 import sys
 import types
@@ -14,7 +15,7 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
-_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def field_docs(config: type) -> dict[str, str]:
@@ -137,6 +138,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of ``| head``: nobody reads on, and nothing is to be said at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

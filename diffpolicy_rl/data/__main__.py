@@ -75,7 +75,7 @@ class ConvertConfig(InfoConfig):
 
     out: str
     format: str
-    fps: int | None = None
+    fps: float | None = None
     task: str | None = None
     video: bool | None = None
 
@@ -99,7 +99,9 @@ def _info(config: InfoConfig) -> None:
     source = _open(config)
     _describe(source, survey(source))
     for name, value in sorted(source.attributes.items()):
-        print(f"{name}: {str(value)[:200]}")
+        # A file's own text must not look like a line of ours.
+        shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value)[:200])
+        print(f"{name}: {shown}")
 
 
 def _describe(source: Source, found: Survey) -> None:
@@ -142,12 +144,14 @@ def _check(config: CheckConfig) -> None:
         print(f"checked: the first, middle and last image of {camera} can be decoded")
     print(f"checked: actions are {found.low.min():.4g} to {found.high.max():.4g}")
     env_id = config.env or source.attributes.get("env_id")
-    if env_id is None:
+    if not env_id:
         print("not checked: bounds and replay, because the file does not say its environment; env=<id> does")
         return
     try:
         env = _env(str(env_id), trusted=config.env is not None)
     except UserError as error:
+        if config.env is not None:
+            raise
         print(f"not checked: bounds and replay, because {error}")
         return
     _check_env(source, found, env)
@@ -189,18 +193,32 @@ def _convert(config: ConvertConfig) -> None:
         raise UserError(f"format={config.format} cannot be written; {did_you_mean(config.format, WRITERS)}")
     source = _open(config)
     _tell(source)
-    given = {"fps": config.fps, "task": config.task, "video": config.video}
+    given = _given(config, source)
     simple = {name: value for name, value in source.attributes.items() if not isinstance(value, list)}
-    attributes = simple | {name: value for name, value in given.items() if value is not None}
-    transitions = dataclasses.replace(load(source), attributes=attributes)
+    transitions = dataclasses.replace(load(source), attributes=simple | given)
     WRITERS[config.format](Path(config.out), transitions)
     left = ["images"] if source.images and config.format != "lerobot" else []
     left += ["costs"] if transitions.costs is not None and config.format in ("minari", "robomimic") else []
     left += ["last observations"] if transitions.finals is not None and config.format == "lerobot" else []
     without = f", without its {' and '.join(left)}" if left else ""
-    written = open_source(Path(config.out)).rows
-    count = f"{written:,}" if written == source.rows else f"{written:,} of {source.rows:,}"
+    written = open_source(Path(config.out))
+    count = f"{written.rows:,}" if written.rows == source.rows else f"{written.rows:,} of {source.rows:,}"
     print(f"wrote {config.out}: {count} transitions of {source.path.name} as {config.format}{without}")
+    if lost := sorted(source.attributes.keys() - written.attributes.keys()):
+        print(f"note: not in the new file: {', '.join(lost)}")
+
+
+def _given(config: ConvertConfig, source: Source) -> dict[str, Any]:
+    """What the command line says about the data, for LeRobot's format alone."""
+    given = {name: value for name in ("fps", "task", "video") if (value := getattr(config, name)) is not None}
+    if given and config.format != "lerobot":
+        raise UserError(f"{', '.join(given)} has no effect on format={config.format}; leave it out")
+    if config.video and not source.images:
+        raise UserError(f"{source.path} has no images to make a video of; leave out video")
+    several = source.attributes.get("total_tasks", 1)
+    if config.format == "lerobot" and several != 1 and config.task is None:
+        raise UserError(f"{source.path} has {several} tasks, and only one can be written; name it with task='...'")
+    return given
 
 
 def _download(config: DownloadConfig) -> None:
@@ -226,7 +244,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"there is no command {argv[0]!r}; {did_you_mean(argv[0], _COMMANDS)}")
     config, command, places = _COMMANDS[argv[0]]
     bare = iter(places)
-    words = [word if "=" in word or word.startswith("-") else f"{next(bare, 'file')}={word}" for word in argv[1:]]
+    words = []
+    for word in argv[1:]:
+        if (word.partition("=")[0].isidentifier() and "=" in word) or word.startswith("-"):
+            words.append(word)
+        elif place := next(bare, None):
+            words.append(f"{place}={word}")
+        else:
+            raise UserError(f"{word!r} is one word too many; usage: {usages[argv[0]]}")
     command(cli.parse(config, words, usages[argv[0]]))
 
 

@@ -151,6 +151,6 @@ class ChunkDataset:
             raise UserError(
                 f"{self.transitions.source} has observations and actions of width {found}, {spec.env_id} needs {needed}"
             )
-        env_id = self.transitions.attributes.get("env_id", spec.env_id)
-        if env_id != spec.env_id:
+        env_id = self.transitions.attributes.get("env_id")
+        if env_id and env_id != spec.env_id:
             warnings.warn(f"{self.transitions.source} was collected in {env_id}, not in {spec.env_id}", stacklevel=2)

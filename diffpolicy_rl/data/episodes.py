@@ -108,7 +108,7 @@ def is_image(item: Any) -> bool:
 
 
 def _check_images(group: h5py.Group, name: str, rows: int) -> None:
-    item, where = hdf5.member(group, name), f"{group.file.filename}: {group.name}/{name}"
+    item, where = hdf5.member(group, name), f"{group.file.filename}: {str(group.name).lstrip('/')}/{name}"
     if not is_image(item) or item.external or item.is_virtual:
         raise UserError(f"{where} must hold images, uint8 of shape (T, height, width, channels)")
     if len(item) != rows:
@@ -131,7 +131,7 @@ class EpisodeFrames:
         self._starts = np.cumsum([0, *(episode.rows for episode in episodes)])
         with hdf5.opened(path) as file:
             array: Any = hdf5.member(file, f"{self._places[0]}/{name}")
-            first = _decoded(array[0], str(path))
+            first = _decoded(array[0], f"{path}: {self._places[0]}/{name}: row 0")
         height, width, channels = first.shape
         self.shape = channels, height, width
 
@@ -166,6 +166,8 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             if image.width * image.height > 2**25:
                 raise UserError(f"{where} is an image of {image.width} x {image.height} pixels; that is no camera's")
             pixels = np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise UserError(f"{where} is not a readable JPEG or PNG image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{where} is not a readable JPEG or PNG image: {error}") from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -67,7 +67,7 @@ def open_source(path: Path, options: ReadOptions) -> Source:
         sum(widths[name] for name in seen),
         widths["action"],
         blocks,
-        _described(info),
+        _described(info) | episodes.tasks(),
         {name: _camera(episodes, name, features[name], shape) for name, shape in cameras.items()},
         rewarded,
         () if rewarded else ("no rewards: it can be cloned, not learned values from",),
@@ -161,6 +161,11 @@ class _Episodes:
             if not np.isfinite(column).all() or (name.endswith("index") and column.dtype.kind not in "iu"):
                 raise UserError(f"{self._files[0]}: {name} must hold {'whole ' * name.endswith('index')}numbers")
         return columns
+
+    def tasks(self) -> dict[str, Any]:
+        """What is done in all of them, in words, and how many tasks there are if they differ."""
+        found = set.union(*(parquet.texts(path, "tasks") for path in self._files))
+        return {"task": found.pop()} if len(found) == 1 else {"total_tasks": len(found)} if found else {}
 
     def file(self, template: str, chunk: int, index: int, camera: str = "") -> Path:
         """A file that a template in ``info.json`` names; UserError if it leads out of the folder, or is missing."""

@@ -20,11 +20,16 @@ class ImageFrames:
         files: data files in order, with their numbers of rows.
         column: the camera's name.
         shape: (C, height, width).
+
+    Raises:
+        UserError: if a file lacks the column.
     """
 
     def __init__(self, files: Mapping[Path, int], column: str, shape: tuple[int, int, int]) -> None:
         self._files, self._column, self.shape = list(files), column, shape
         self._starts = np.cumsum([0, *files.values()])
+        for path in files:
+            parquet.require_columns(path, (column,))
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (B, C, height, width)."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from diffpolicy_rl.data.files import new_folder
 from diffpolicy_rl.data.lerobot_images import encode
 from diffpolicy_rl.data.parquet import require_pyarrow
-from diffpolicy_rl.data.transitions import Frames, Transitions
+from diffpolicy_rl.data.transitions import Frames, Transitions, rows_per_block
 from diffpolicy_rl.errors import UserError
 
 _FILE_BYTES = 100 * 2**20  # LeRobot's own limit, after which it begins the next file
@@ -24,7 +25,7 @@ _COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def write(path: Path, transitions: Transitions) -> None:
-    """Write a folder, with images in memory one at a time.
+    """Write a folder, with the images of one episode in memory at a time, as PNG.
 
     Attributes of the transitions say the rest: ``fps``, how many frames per second there are, 30 if it is missing;
     ``task``, what is done, in words; ``video``, whether images become mp4 files, which lose some detail, or PNG in the
@@ -59,7 +60,10 @@ def write(path: Path, transitions: Transitions) -> None:
 def _named(images: Mapping[str, Frames]) -> dict[str, Frames]:
     """Cameras under names that LeRobot's policies look for, and that lead nowhere as the names of folders."""
     own = "observation.images."
-    return {own + name.removeprefix(own).replace("/", "."): frames for name, frames in images.items()}
+    named = {own + name.removeprefix(own).replace("/", "."): frames for name, frames in images.items()}
+    if len(named) < len(images):
+        raise UserError(f"cameras {', '.join(images)} would share names, as / becomes . in this format; rename one")
+    return named
 
 
 def _columns(transitions: Transitions) -> dict[str, NDArray[Any]]:
@@ -128,12 +132,18 @@ def _pictures(transitions: Transitions, camera: str, rows: slice, moments: "_Mom
     import pyarrow as pa
 
     def encoded() -> Iterator[dict[str, Any]]:
-        for row in range(rows.start, rows.stop):
-            (image,) = transitions.images[camera].read(np.array([row]))
+        for number, image in enumerate(_images(transitions.images[camera], rows)):
             moments.add(image)
-            yield {"bytes": _png(image), "path": f"frame-{row - rows.start:06d}.png"}
+            yield {"bytes": _png(image), "path": f"frame-{number:06d}.png"}
 
     return pa.array(list(encoded()), pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+
+
+def _images(frames: Frames, rows: slice) -> Iterator[NDArray[np.uint8]]:
+    """Images one by one; read in blocks, because a file may have to be unpacked from far ahead of each."""
+    step = rows_per_block(math.prod(frames.shape) // 4)
+    for start in range(rows.start, rows.stop, step):
+        yield from frames.read(np.arange(start, min(start + step, rows.stop)))
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -150,8 +160,7 @@ def _write_video(folder: Path, transitions: Transitions, camera: str, fps: float
     path.parent.mkdir(parents=True)
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        for row in range(len(transitions.rewards)):
-            (image,) = frames.read(np.array([row]))
+        for image in _images(frames, slice(0, len(transitions.rewards))):
             moments.add(image)
             yield image
 

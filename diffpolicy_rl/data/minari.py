@@ -24,6 +24,7 @@ from diffpolicy_rl.errors import UserError, did_you_mean
 
 _VERSION = "0.5.0"  # the oldest that reads what is written here
 _MAIN, _METADATA = "main_data.hdf5", "metadata.json"
+_MAX_PARTS = 1000
 _TOLD = ("dataset_id", "minari_version", "algorithm_name", "author", "code_permalink", "ref_min_score", "ref_max_score")
 
 
@@ -42,13 +43,16 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     main = path if path.is_file() else folder / _MAIN
     metadata = read_json(folder / _METADATA) if (folder / _METADATA).is_file() else {}
     if metadata.get("data_format", "hdf5") != "hdf5":
-        raise UserError(f"{path} is stored as {metadata['data_format']}; convert it to hdf5 with Minari, and try again")
+        raise UserError(
+            f"{path} is stored as {str(metadata['data_format'])[:80]}; convert it to hdf5 with Minari, and try again"
+        )
     with hdf5.opened(main) as file:
         names = [name for name in hdf5.names(file) if name.startswith("episode_") and name[8:].isdecimal()]
         if not names:
             raise UserError(f"{main} has no episodes episode_0, episode_1, ...")
         names.sort(key=lambda name: int(name[8:]))
-        layout = _layout(hdf5.subgroup(file, names[0]), options.keys)
+        encoded = metadata.get("jpeg_encoding") is not False
+        layout = _layout(hdf5.subgroup(file, names[0]), options.keys, encoded)
         measured = [measure(file, name, layout) for name in names]
     episodes, widths = [episode for episode, _ in measured], {width for _, width in measured}
     if len(widths) > 1:
@@ -71,9 +75,14 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     )
 
 
-def _layout(episode: h5py.Group, keys: tuple[str, ...]) -> Layout:
-    leaves = dict(_leaves(hdf5.member(episode, "observations"), "observations", episode))
-    cameras = [name for name, item in leaves.items() if is_image(item) and item.shape[1:] != (1,)]
+def _layout(episode: h5py.Group, keys: tuple[str, ...], encoded: bool) -> Layout:
+    """Which arrays to read; rows of bytes are vectors, unless images may be encoded."""
+    leaves = _leaves(episode)
+    cameras = [
+        name
+        for name, item in leaves.items()
+        if is_image(item) and item.shape[1:] != (1,) and (encoded or item.ndim == 4)
+    ]
     vectors = [name for name in leaves if name not in cameras]
     chosen = tuple(f"observations/{key}" for key in keys)
     for name in chosen:
@@ -87,12 +96,20 @@ def _layout(episode: h5py.Group, keys: tuple[str, ...]) -> Layout:
     return Layout(seen, seen, "terminations", images)
 
 
-def _leaves(item: Any, name: str, episode: h5py.Group) -> Iterator[tuple[str, Any]]:
-    if not isinstance(item, h5py.Group):
-        yield name, item
-        return
-    for part in sorted(hdf5.names(item), key=_rank):
-        yield from _leaves(hdf5.member(episode, f"{name}/{part}"), f"{name}/{part}", episode)
+def _leaves(episode: h5py.Group) -> dict[str, Any]:
+    """Arrays of observations by path, in order; UserError if there are more than any space has, as links can make."""
+    found, seen = {}, 0
+    pending = ["observations"]
+    while pending:
+        name = pending.pop()
+        item, seen = hdf5.member(episode, name), seen + 1
+        if seen > _MAX_PARTS:
+            raise UserError(f"{episode.file.filename}: observations have more than {_MAX_PARTS} parts")
+        if isinstance(item, h5py.Group):
+            pending += [f"{name}/{part}" for part in sorted(hdf5.names(item), key=_rank, reverse=True)]
+        else:
+            found[name] = item
+    return found
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -159,6 +176,7 @@ def write(path: Path, transitions: Transitions) -> None:
             metadata["env_spec"] = gymnasium.spec(env_id).to_json()
         elif env_id:
             metadata["env_id"] = env_id
+        metadata |= {name: transitions.attributes[name] for name in _TOLD[2:] if name in transitions.attributes}
         (folder / "data" / _METADATA).write_text(json.dumps(metadata))
 
 

@@ -1,7 +1,7 @@
 """Read columns of numbers from parquet files; pyarrow comes with the extra ``lerobot``."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,30 @@ def read_columns(path: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any
     return {name: np.concatenate([part[name] for part in parts]) for name in widths}
 
 
+def require_columns(path: Path, wanted: Iterable[str]) -> None:
+    """Raise UserError if a file does not have each of the columns once."""
+    with opened(path) as file:
+        names = file.schema_arrow.names
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"{path} has no column {name}; {did_you_mean(name, names)}")
+        if names.count(name) > 1:
+            raise UserError(f"{path} has {names.count(name)} columns {name}; write it again with one")
+
+
+def texts(path: Path, name: str) -> set[str]:
+    """The different texts in a column of lists of them; none where there is no such column."""
+    from pyarrow import types
+
+    with opened(path) as file:
+        if name not in file.schema_arrow.names:
+            return set()
+        column = file.read(columns=[name]).column(0)
+        if not types.is_list(column.type) or not types.is_string(column.type.value_type):
+            raise UserError(f"{path}: {name} is of type {column.type}, not of lists of texts")
+        return set(column.combine_chunks().flatten().unique().to_pylist())
+
+
 def batches(path: Path, widths: Mapping[str, int], rows: int) -> Iterator[dict[str, NDArray[Any]]]:
     """Columns (rows, width) of numbers, so many rows at a time.
 
@@ -68,13 +92,8 @@ def batches(path: Path, widths: Mapping[str, int], rows: int) -> Iterator[dict[s
     Raises:
         UserError: if a column is missing, is not of numbers, or has empty places or another width.
     """
+    require_columns(path, widths)
     with opened(path) as file:
-        names = file.schema_arrow.names
-        for name in widths:
-            if name not in names:
-                raise UserError(f"{path} has no column {name}; {did_you_mean(name, names)}")
-            if names.count(name) > 1:
-                raise UserError(f"{path} has {names.count(name)} columns {name}; write it again with one")
         first = 0
         for batch in file.iter_batches(batch_size=rows, columns=list(widths)):
             yield {name: _matrix(batch.column(name), width, f"{path}: {name}", first) for name, width in widths.items()}

@@ -108,13 +108,23 @@ def _layout(demo: h5py.Group, keys: tuple[str, ...]) -> Layout:
 
 def _described(attributes: dict[str, Any], layout: Layout) -> dict[str, Any]:
     described = {**attributes, "observation_keys": ", ".join(name.partition("/")[2] for name in layout.seen)}
-    try:
-        args = json.loads(str(attributes.get("env_args", "{}")))
-    except (ValueError, RecursionError):
-        args = None
-    if isinstance(args, dict) and isinstance(args.get("env_name"), str):
-        described["env_id"] = args["env_name"]
+    # The file's own total counts all demonstrations, also where a mask leaves some out.
+    described.pop("total", None)
+    told = ("env_id", "env_args", "env_name"), ("task", "problem_info", "language_instruction")  # the latter LIBERO's
+    for name, attribute, key in told:
+        value = _object(attributes.get(attribute)).get(key)
+        if isinstance(value, str) and value:
+            described[name] = value
     return described
+
+
+def _object(text: Any) -> dict[str, Any]:
+    """The JSON object that a text is; an empty one if it is none."""
+    try:
+        value = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write(path: Path, transitions: Transitions) -> None:

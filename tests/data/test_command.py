@@ -1,8 +1,11 @@
 import contextlib
+import subprocess
+import sys
 
 import h5py
 import made_files as made
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -110,9 +113,10 @@ def test_check_looks_at_images(run, tmp_path):
 
 @pytest.mark.parametrize("form", ["d4rl", "minari", "robomimic", "lerobot"])
 def test_convert(run, tmp_path, form):
-    printed = run("convert", "hopper", tmp_path / "new", f"format={form}", "fps=125")
+    printed = run("convert", "hopper", tmp_path / "new", f"format={form}", *["fps=12.5"][: form == "lerobot"])
     count = "15,443 of 15,445" if form == "minari" else "15,445"
-    assert printed == f"wrote {tmp_path / 'new'}: {count} transitions of hopper.hdf5 as {form}\n"
+    assert printed.startswith(f"wrote {tmp_path / 'new'}: {count} transitions of hopper.hdf5 as {form}\n")
+    assert ("note: not in the new file: " in printed) == ("gymnasium, mujoco, " in printed) == (form != "d4rl")
     found, expected = read(tmp_path / "new"), read(resolve("hopper"))
     rows = len(found.rewards)
     assert rows == (15443 if form == "minari" else 15445)  # two episodes were cut off
@@ -126,10 +130,49 @@ def test_convert_says_what_is_left_behind(run, tmp_path):
     path = made.robomimic(tmp_path / "set")
     assert "as minari, without its images\n" in run("convert", path, tmp_path / "new", "format=minari")
     printed = run("convert", path, tmp_path / "newer", "format=lerobot")
-    assert printed.endswith("as lerobot, without its last observations\n")
+    assert "as lerobot, without its last observations\n" in printed
     costly = made.dsrl(tmp_path / "costly")
     assert "as robomimic, without its costs\n" in run("convert", costly, tmp_path / "newest", "format=robomimic")
     assert read(tmp_path / "newer").images["observation.images.agentview_image"].shape == (3, 8, 6)
+
+
+def test_tasks_and_scores_are_kept(run, tmp_path):
+    path = made.lerobot(tmp_path / "one")
+    run("convert", path, tmp_path / "again", "format=lerobot")
+    assert read(tmp_path / "again").attributes["task"] == "push"
+    run("convert", path, tmp_path / "named", "format=lerobot", "task=pull", "fps=12.5")
+    named = read(tmp_path / "named").attributes
+    assert (named["task"], named["fps"]) == ("pull", 12.5)
+    episodes = path / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(episodes)
+    pq.write_table(table.set_column(table.schema.get_field_index("tasks"), "tasks", [[["push"], ["pull"]]]), episodes)
+    with pytest.raises(UserError, match="one has 2 tasks, and only one can be written; name it with task="):
+        run("convert", path, tmp_path / "two", "format=lerobot")
+    said = run("convert", path, tmp_path / "minari", "format=minari")
+    assert "not in the new file: codebase_version, fps, total_tasks\n" in said
+    libero = made.robomimic(tmp_path / "libero")
+    with h5py.File(libero, "r+") as file:
+        file["data"].attrs["problem_info"] = '{"language_instruction": "open the drawer"}'
+    assert "task: open the drawer" in run("info", libero)
+    run("convert", made.minari(tmp_path / "scored"), tmp_path / "same", "format=minari")
+    assert "normalised score of the mean 53.1" in run("info", tmp_path / "same")
+
+
+def test_what_a_file_says_cannot_pass_for_what_was_found(run, pushed):
+    with h5py.File(pushed, "r+") as file:
+        file.attrs["source"] = "me\nchecked: everything"
+    assert "source: me\\nchecked: everything\n" in run("info", pushed)
+
+
+def test_no_env_is_not_an_env_without_a_name(run, tmp_path):
+    run("convert", made.d4rl(tmp_path / "set"), tmp_path / "new", "format=robomimic")
+    assert "because the file does not say its environment; env=<id> does" in run("check", tmp_path / "new")
+
+
+def test_a_reader_that_stops_is_no_error(tmp_path):
+    command = f"set -o pipefail; {sys.executable} -m diffpolicy_rl.data info hopper | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"h", b"")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +180,16 @@ def test_convert_says_what_is_left_behind(run, tmp_path):
     [
         (["inform", "hopper"], "there is no command 'inform'; did you mean 'info'?"),
         (["info"], "file must be given"),
-        (["info", "hopper", "more"], "file is given twice"),
+        (["info", "hopper", "more"], "'more' is one word too many; usage: python -m diffpolicy_rl.data info FILE"),
+        (["convert", "hopper", "new", "lerobot"], "'lerobot' is one word too many"),
+        (["info", "a/b=c.hdf5"], "a/b=c.hdf5"),
+        (["check", "hopper", "env=Hoper-v5"], "did you mean 'Hopper-v5'"),
+        (["convert", "hopper", "new", "format=d4rl", "fps=3", "task=x"], "fps, task has no effect on format=d4rl"),
+        (["convert", "hopper", "new", "format=lerobot", "video=true"], "hopper.hdf5 has no images to make a video of"),
         (["info", "hopper", "kesy=a"], "there is no setting kesy; did you mean 'keys'?"),
         (["convert", "hopper", "new"], "format must be given"),
         (["convert", "hopper", "new", "format=hdf5"], "format=hdf5 cannot be written; known: d4rl"),
-        (["convert", "hopper", "new", "format=lerobot", "fps=0"], "fps=0 must be a number above 0"),
+        (["convert", "hopper", "new", "format=lerobot", "fps=0"], "fps=0.0 must be a number above 0"),
         (["download", "hopper-v2"], "nobody is known to publish 'hopper-v2'"),
     ],
 )

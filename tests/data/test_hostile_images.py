@@ -1,14 +1,17 @@
 """Images and videos that are none: each is refused in one sentence that names the file."""
 
+import dataclasses
 import struct
 import zlib
 
+import h5py
 import made_files as made
 import numpy as np
 import pyarrow as pa
 import pytest
 from spoiled import DATA, EPISODES, VIDEO, column, feature
 
+from diffpolicy_rl.data import lerobot_writer
 from diffpolicy_rl.data.formats import read
 from diffpolicy_rl.errors import UserError
 
@@ -60,3 +63,47 @@ def test_videos_refused(tmp_path, content):
     frames = read(path).images["cam"]
     with pytest.raises(UserError, match=r"the_set.*file-000\.mp4 is not a readable mp4 file"):
         frames.read(np.array([0]))
+
+
+def test_a_camera_without_its_column_is_refused_at_once(tmp_path):
+    path = made.lerobot(tmp_path / "the_set")
+    feature("observation.images.top", dtype="image", shape=[3, 8, 6])(path)
+    with pytest.raises(UserError, match=r"file-000\.parquet has no column observation\.images\.top"):
+        read(path)
+
+
+def test_cameras_are_not_merged(tmp_path):
+    path = made.lerobot(tmp_path / "the_set", images="png")
+    transitions = read(path)
+    frames = transitions.images["observation.images.top"]
+    both = dataclasses.replace(transitions, images={"a/b": frames, "a.b": frames})
+    with pytest.raises(UserError, match=r"cameras a/b, a\.b would share names"):
+        lerobot_writer.write(tmp_path / "new", both)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("told", [{"jpeg_encoding": False}, {}])
+def test_bytes_are_numbers_where_images_are_not_encoded(tmp_path, told):
+    path = made.minari(tmp_path / "the_set")
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        for index, length in enumerate(made.LENGTHS):
+            file[f"episode_{index}/observations/ram"] = np.full((length + 1, 4), 7, np.uint8)
+    made.change_json(path / "data" / "metadata.json", **told)
+    if told:
+        assert read(path).observations[:, 3:].tolist() == [[7.0] * 4] * made.ROWS
+    else:
+        with pytest.raises(UserError, match=r"episode_0/observations/ram: row 0 is not a readable JPEG or PNG image$"):
+            read(path)
+
+
+def test_links_do_not_multiply(tmp_path):
+    path = made.minari(tmp_path / "the_set")
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        group = file["episode_0/observations"]
+        for _ in range(40):
+            below = group.create_group("a")
+            group["b"] = below
+            group = below
+        group["x"] = np.zeros((4, 1))
+    with pytest.raises(UserError, match=r"main_data\.hdf5: observations have more than 1000 parts"):
+        read(path)
