@@ -1,5 +1,6 @@
 """hdf5 files with one group for each episode, as Minari and robomimic write them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -113,7 +114,7 @@ def _check_images(group: h5py.Group, name: str, rows: int) -> None:
         raise UserError(f"{where} must hold images, uint8 of shape (T, height, width, channels)")
     if len(item) != rows:
         raise UserError(f"{where} has {len(item)} rows, but needs {rows}, as many as what it goes with")
-    hdf5.check_size(item, int(np.prod(item.shape[1:], dtype=object)))
+    hdf5.check_size(item, math.prod(item.shape[1:]))
 
 
 class EpisodeFrames:

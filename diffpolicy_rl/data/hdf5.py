@@ -1,7 +1,7 @@
 """Read hdf5 files that somebody else made: plain arrays inside this very file, of a size that was checked first."""
 
 import contextlib
-import os
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from diffpolicy_rl.data.transitions import rows_per_block
 from diffpolicy_rl.errors import UserError, did_you_mean
 
-_MAX_BYTES = min(64 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+_MAX_AT_ONCE = 2**31  # bytes that may be read together
+_MAX_PACKED = 1032  # bytes that deflate makes of one at most
 _MAX_ATTRIBUTE = 2**20
 _MAX_CHUNK = 256 * 2**20  # read as a whole, however few of its rows are wanted
 
@@ -68,7 +69,7 @@ def array(group: h5py.Group, name: str, rank: int | None, rows: int | None = Non
 
     Raises:
         UserError: if it is absent, or reached through a link, or not plain numbers in this file, or of another shape,
-            or larger than this machine's memory.
+            or claims more than it can hold.
     """
     file, place = group.file.filename, _place(group, name)
     item = member(group, name)
@@ -84,7 +85,7 @@ def array(group: h5py.Group, name: str, rank: int | None, rows: int | None = Non
         raise UserError(f"{file}: {place} has shape {shape}, so that its rows are empty")
     if rows is not None and len(item) != rows:
         raise UserError(f"{file}: {place} has {len(item)} rows, but needs {rows}, as many as what it goes with")
-    check_size(item, 4 * int(np.prod(shape, dtype=object)))
+    check_size(item, 4 * math.prod(shape[1:]))
     return item
 
 
@@ -96,15 +97,23 @@ def kind_of(item: Any) -> str | None:
         return None
 
 
-def check_size(item: h5py.Dataset, needed: int) -> None:
-    """UserError if reading would need more bytes than there are, or if the rows were claimed but never written."""
-    place = f"{item.file.filename}: {str(item.name).lstrip('/')}"
-    if needed > _MAX_BYTES:
-        raise UserError(f"{place} claims {item.shape} entries, more than {_MAX_BYTES >> 30} GiB")
+def check_size(item: h5py.Dataset, at_once: int) -> None:
+    """UserError if an array claims more than its bytes in the file can hold, or was never written.
+
+    Args:
+        item: the array; it may be larger than this machine's memory.
+        at_once: bytes of it that are read together.
+    """
+    place, stored = f"{item.file.filename}: {str(item.name).lstrip('/')}", item.id.get_storage_size()
+    if at_once > _MAX_AT_ONCE:
+        raise UserError(f"{place} claims {item.shape} entries, of which {at_once >> 30} GiB would be read at once")
     if item.chunks and int(np.prod(item.chunks, dtype=object)) * item.dtype.itemsize > _MAX_CHUNK:
         raise UserError(f"{place} is stored in pieces {item.chunks}, of more than {_MAX_CHUNK >> 20} MiB each")
-    if needed and not item.id.get_storage_size():
+    claimed = math.prod(item.shape) * item.dtype.itemsize
+    if claimed and not stored:
         raise UserError(f"{place} claims {item.shape} entries, but none was ever written; record the file again")
+    if claimed > _MAX_PACKED * stored:
+        raise UserError(f"{place} claims {item.shape} entries, more than {stored:,} bytes can hold; download it again")
 
 
 def read_vector(item: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:

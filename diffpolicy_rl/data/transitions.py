@@ -1,5 +1,6 @@
 """What every data format becomes: episodes end to end, read block by block, with images left on disk."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from diffpolicy_rl.errors import UserError
 
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 BLOCK_BYTES = 16 * 2**20
 """How much of a file is in memory at once while it is looked through, beside what is kept of it."""
 
@@ -185,8 +187,14 @@ def load(source: Source) -> Transitions:
     """Read all transitions into memory, 4 (O + D + 1) + 2 bytes for each; images stay where they are.
 
     Raises:
-        UserError: if a value is not sound, with its place.
+        UserError: if a value is not sound, with its place, or if all together are more than this machine's memory.
     """
+    needed = 4 * source.rows * (source.obs_dim + source.action_dim + 1)
+    if needed > _MEMORY:
+        raise UserError(
+            f"{source.path} takes {needed >> 30} GiB of memory, this machine has {_MEMORY >> 30}; info and check read "
+            "it block by block, and mask chooses a subset where the file has any"
+        )
     rows, filled, costs, finals = source.rows, 0, [], []
     arrays = {
         "observations": np.empty((rows, source.obs_dim), np.float32),

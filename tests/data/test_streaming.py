@@ -8,6 +8,12 @@ import h5py
 import numpy as np
 import pytest
 
+from diffpolicy_rl.data import transitions
+from diffpolicy_rl.data.catalog import resolve
+from diffpolicy_rl.data.formats import open_source
+from diffpolicy_rl.data.survey import survey
+from diffpolicy_rl.errors import UserError
+
 PIECE, ROWS = 2**14, 1024
 GROWTH = """
 import resource, sys
@@ -49,6 +55,14 @@ def large(tmp_path_factory):
         file["timeouts"] = np.zeros(64 * PIECE)
     assert path.stat().st_size < 2**25
     return path
+
+
+def test_what_does_not_fit_into_memory_is_looked_through_but_not_loaded(monkeypatch):
+    source = open_source(resolve("hopper"))
+    monkeypatch.setattr(transitions, "_MEMORY", 2**19)  # observations, actions and rewards are 0.9 MiB
+    assert len(survey(source).lengths) == 40
+    with pytest.raises(UserError, match=r"hopper\.hdf5 takes 0 GiB of memory, this machine has 0; info and check read"):
+        transitions.load(source)
 
 
 def test_looking_through_takes_little_memory(large):
