@@ -83,7 +83,7 @@ class ChunkDataset:
             execute: A.
 
         Raises:
-            UserError: if no rewards were recorded.
+            UserError: if no rewards were recorded, or no decision has a known outcome.
         """
         if not self.transitions.rewarded:
             raise UserError(f"{self.transitions.source} has no rewards to learn values from; clone it, with agent=bc")
@@ -93,6 +93,10 @@ class ChunkDataset:
         whole = terminal | (self._finals is not None)
         usable = torch.where(whole, self._last + 1, self._last)  # where the usable transitions of each row end
         starts = rows[rows < usable]
+        if not len(starts):
+            raise UserError(
+                f"{self.transitions.source}: every episode was cut off after one action, of unknown outcome"
+            )
         ahead = starts.unsqueeze(1) + torch.arange(execute, device=self.device)
         end, inside = usable[starts], ahead < usable[starts].unsqueeze(1)
         executed = inside.sum(1)

@@ -132,3 +132,9 @@ def test_episodes_that_cost_too_much_are_left_out():
         data.costing_at_most(0.5)
     with pytest.raises(UserError, match=r"toy\.hdf5 has no costs"):
         transitions().costing_at_most(1)
+
+
+def test_episodes_of_one_cut_off_action_teach_no_values():
+    single = dataclasses.replace(transitions(), terminals=np.zeros(6, bool), timeouts=np.ones(6, bool))
+    with pytest.raises(UserError, match=r"toy\.hdf5: every episode was cut off after one action, of unknown outcome"):
+        ChunkDataset(single, horizon=1).decisions(1)
