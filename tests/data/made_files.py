@@ -167,3 +167,9 @@ def encoded(image, form):
 def change_json(path, **changes):
     """Set members of a JSON object."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def equal(found, expected):
+    """The same values, in the same type."""
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.asarray(expected).dtype
