@@ -107,27 +107,27 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
     return provenance(run) | evaluations(run) | {"sampling": chosen, "curve": _curve(run, config)}
 
 
-def scored(run: Path) -> bool:
-    """Whether a run was evaluated while it learned."""
-    return any(point["iteration"] for point in evaluated(read_metrics(run / "metrics.jsonl")))
+def scored(points: Sequence[dict[str, Any]]) -> bool:
+    """Whether any of a run's evaluations was made while it learned."""
+    return any(point["iteration"] for point in points)
 
 
-def evaluated(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluated(run: Path) -> list[dict[str, Any]]:
     """The evaluations of a run's last phase, and of its base."""
+    records = read_metrics(run / "metrics.jsonl")
     return [record for record in records if "eval/mean" in record and record["phase"] in (records[-1]["phase"], "base")]
 
 
 def _curve(run: Path, config: TrainConfig) -> dict[str, Any]:
-    if not scored(run):
+    points = evaluated(run)
+    if not scored(points):
         raise UserError(f"{run} was never evaluated while it learned, so that it has no score; leave it out")
-    records = read_metrics(run / "metrics.jsonl")
-    points = evaluated(records)
-    if records[-1]["env_steps"]:
+    if points[-1]["env_steps"]:
         curve: dict[str, Any] = {"unit": "env steps", "x": [point["env_steps"] for point in points]}
     else:
         each = config.agent.get("steps", 1)
         curve = {"unit": "gradient steps", "x": [each * point["iteration"] for point in points]}
     for key in _CURVE:
-        if points and f"eval/{key}" in points[0]:
+        if f"eval/{key}" in points[0]:
             curve[key] = [_short(point[f"eval/{key}"]) for point in points]
     return curve

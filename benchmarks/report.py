@@ -29,7 +29,6 @@ from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import Context, DenoisingNet
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.training.checkpoint import write_text
-from diffpolicy_rl.training.logger import read_metrics
 from diffpolicy_rl.training.run import load, read_config
 from diffpolicy_rl.types import DeployedPolicy
 
@@ -168,7 +167,7 @@ def summarize_run(run: Path) -> dict[str, Any]:
 
     x counts env steps, or iterations where a run made no env steps.
     """
-    points = evaluated(read_metrics(run / "metrics.jsonl"))
+    points = evaluated(run)
     x = "env_steps" if points and points[-1]["env_steps"] else "iteration"
     curve = [
         [float(f"{point[key]:.5g}") for key in (x, "eval/mean", "eval/ci_low", "eval/ci_high")] for point in points

@@ -15,7 +15,7 @@ from benchmarks import report
 from benchmarks.finished import Finished, shared_settings
 from benchmarks.launchers import finished, run_local, run_slurm
 from benchmarks.ledger import on_record, unlike, write_results
-from benchmarks.records import scored
+from benchmarks.records import evaluated, scored
 from benchmarks.suites import Job, Suite, bases, choose, jobs, read_suite
 from diffpolicy_rl import cli
 from diffpolicy_rl.errors import UserError, require_positive
@@ -119,7 +119,7 @@ def sum_up(name: str, suite: Suite, folder: Path, chosen: list[Job]) -> list[str
     """
     if suite.tasks:
         found = _finished_runs(suite, folder)
-        if runs := [run for run in found if scored(run.folder)]:
+        if runs := [run for run in found if scored(evaluated(run.folder))]:
             order = list(itertools.product(suite.tasks, suite.agents))
             print(f"wrote {write_results(name, suite.about, runs, order, suite.cost_limit)}", flush=True)
         return [str(run.folder) for run in found if run not in runs]

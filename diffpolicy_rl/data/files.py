@@ -84,3 +84,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def json_object(text: Any) -> dict[str, Any]:
+    """The JSON object that a text within a file is; an empty one if it is none, because nothing depends on it."""
+    try:
+        value = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -107,7 +107,7 @@ def check_size(item: h5py.Dataset, at_once: int) -> None:
     place, stored = f"{item.file.filename}: {str(item.name).lstrip('/')}", item.id.get_storage_size()
     if at_once > _MAX_AT_ONCE:
         raise UserError(f"{place} claims {item.shape} entries, of which {at_once >> 30} GiB would be read at once")
-    if item.chunks and int(np.prod(item.chunks, dtype=object)) * item.dtype.itemsize > _MAX_CHUNK:
+    if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > _MAX_CHUNK:
         raise UserError(f"{place} is stored in pieces {item.chunks}, of more than {_MAX_CHUNK >> 20} MiB each")
     claimed = math.prod(item.shape) * item.dtype.itemsize
     if claimed and not stored:

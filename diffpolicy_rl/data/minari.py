@@ -18,7 +18,7 @@ import numpy as np
 
 from diffpolicy_rl.data import hdf5
 from diffpolicy_rl.data.episodes import Episode, EpisodeFrames, Layout, blocks, is_image, measure
-from diffpolicy_rl.data.files import new_folder, read_json
+from diffpolicy_rl.data.files import json_object, new_folder, read_json
 from diffpolicy_rl.data.transitions import Block, ReadOptions, Source, Transitions
 from diffpolicy_rl.errors import UserError, did_you_mean
 
@@ -81,7 +81,7 @@ def _layout(episode: h5py.Group, keys: tuple[str, ...], encoded: bool) -> Layout
     cameras = [
         name
         for name, item in leaves.items()
-        if is_image(item) and item.shape[1:] != (1,) and (encoded or item.ndim == 4)
+        if is_image(item) and item.shape[1:] != (1,) and (encoded or item.ndim != 2)
     ]
     vectors = [name for name in leaves if name not in cameras]
     chosen = tuple(f"observations/{key}" for key in keys)
@@ -129,11 +129,7 @@ def _check_totals(path: Path, metadata: dict[str, Any], episodes: list[Episode])
 
 def _described(metadata: dict[str, Any]) -> dict[str, Any]:
     described = {name: metadata[name] for name in _TOLD if isinstance(metadata.get(name), str | int | float)}
-    try:
-        spec = json.loads(str(metadata.get("env_spec", "{}")))
-    except (ValueError, RecursionError):
-        spec = None
-    env_id = spec.get("id") if isinstance(spec, dict) else None
+    env_id = json_object(metadata.get("env_spec")).get("id")
     env_id = env_id or metadata.get("env_id")
     return described | ({"env_id": env_id} if isinstance(env_id, str) else {})
 

@@ -1,7 +1,7 @@
 """Read columns of numbers from parquet files; pyarrow comes with the extra ``lerobot``."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ def read_columns(path: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any
 def require_columns(path: Path, wanted: Iterable[str]) -> None:
     """Raise UserError if a file does not have each of the columns once."""
     with opened(path) as file:
-        names = file.schema_arrow.names
+        _require(path, file.schema_arrow.names, wanted)
+
+
+def _require(path: Path, names: Sequence[str], wanted: Iterable[str]) -> None:
     for name in wanted:
         if name not in names:
             raise UserError(f"{path} has no column {name}; {did_you_mean(name, names)}")
@@ -76,9 +79,17 @@ def texts(path: Path, name: str) -> set[str]:
         if name not in file.schema_arrow.names:
             return set()
         column = file.read(columns=[name]).column(0)
-        if not types.is_list(column.type) or not types.is_string(column.type.value_type):
-            raise UserError(f"{path}: {name} is of type {column.type}, not of lists of texts")
-        return set(column.combine_chunks().flatten().unique().to_pylist())
+        kind = column.type
+        if not _is_nested(kind) or not (types.is_string(kind.value_type) or types.is_large_string(kind.value_type)):
+            raise UserError(f"{path}: {name} is of type {kind}, not of lists of texts")
+        return set(column.combine_chunks().flatten().drop_null().unique().to_pylist())
+
+
+def _is_nested(kind: Any) -> bool:
+    """Whether a column holds lists."""
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def batches(path: Path, widths: Mapping[str, int], rows: int) -> Iterator[dict[str, NDArray[Any]]]:
@@ -92,8 +103,8 @@ def batches(path: Path, widths: Mapping[str, int], rows: int) -> Iterator[dict[s
     Raises:
         UserError: if a column is missing, is not of numbers, or has empty places or another width.
     """
-    require_columns(path, widths)
     with opened(path) as file:
+        _require(path, file.schema_arrow.names, widths)
         first = 0
         for batch in file.iter_batches(batch_size=rows, columns=list(widths)):
             yield {name: _matrix(batch.column(name), width, f"{path}: {name}", first) for name, width in widths.items()}
@@ -104,7 +115,7 @@ def _matrix(column: Any, width: int, where: str, first: int) -> NDArray[Any]:
     from pyarrow import types
 
     kind, rows = column.type, len(column)
-    nested = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    nested = _is_nested(kind)
     number = kind.value_type if nested else kind
     if not (types.is_integer(number) or types.is_floating(number) or types.is_boolean(number)):
         raise UserError(f"{where} is of type {kind}, not of numbers; nothing else is read, and nothing unpickled")

@@ -16,7 +16,7 @@ import numpy as np
 
 from diffpolicy_rl.data import hdf5
 from diffpolicy_rl.data.episodes import EpisodeFrames, Layout, blocks, is_image, measure
-from diffpolicy_rl.data.files import replace, require_new
+from diffpolicy_rl.data.files import json_object, replace, require_new
 from diffpolicy_rl.data.transitions import Block, ReadOptions, Source, Transitions
 from diffpolicy_rl.errors import UserError, did_you_mean
 
@@ -112,19 +112,10 @@ def _described(attributes: dict[str, Any], layout: Layout) -> dict[str, Any]:
     described.pop("total", None)
     told = ("env_id", "env_args", "env_name"), ("task", "problem_info", "language_instruction")  # the latter LIBERO's
     for name, attribute, key in told:
-        value = _object(attributes.get(attribute)).get(key)
+        value = json_object(attributes.get(attribute)).get(key)
         if isinstance(value, str) and value:
             described[name] = value
     return described
-
-
-def _object(text: Any) -> dict[str, Any]:
-    """The JSON object that a text is; an empty one if it is none."""
-    try:
-        value = json.loads(str(text))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def write(path: Path, transitions: Transitions) -> None:

@@ -268,10 +268,7 @@ def test_runs_are_named_by_what_differs_where_their_folders_do_not_tell(place):
     [
         ([], "name either run folders or a suite"),
         (["nowhere"], "there is no finished run in nowhere"),
-        (
-            ["suite=d4rl_locomotion"],
-            "there are no results of the suite d4rl_locomotion; run python -m b",
-        ),
+        (["suite=d4rl_locomotion"], "there are no results of the suite d4rl_locomotion; run python -m b"),
         (["suite=peg_insertion"], "there are no results of the suite peg_insertion"),
         (["suite=d4rl_locomotoin"], "there is no suite 'd4rl_locomotoin'; did you mean 'd4rl_locomotion'"),
         (["a", "suite=none"], "name either run folders or a suite"),
