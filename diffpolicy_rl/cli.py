@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -134,8 +135,10 @@ def help_text(config: type, usage: str) -> str:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Call an entry point with the command line.
 
-    A UserError, or a file system that refuses, becomes one sentence on stderr and exit status 2.
+    A UserError, or a file system that refuses, becomes one sentence on stderr and exit status 2. SIGTERM ends the
+    process as Ctrl-C does, so that half-written files are taken away; training and serving handle both themselves.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -194,6 +194,25 @@ def test_commands_fail_in_one_sentence(module):
     assert done.stderr.count("\n") == 1
 
 
+def test_nothing_half_written_stays_when_a_command_is_terminated(tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from diffpolicy_rl import cli
+from diffpolicy_rl.data.files import new_folder
+
+def main(argv):
+    with new_folder(Path({str(tmp_path)!r}) / "out") as folder:
+        (folder / "half").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+cli.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_did_you_mean():
     assert did_you_mean("hoper", ["walker", "hopper"]) == "did you mean 'hopper'?"
     assert did_you_mean("x", ["walker", "hopper"]) == "known: hopper, walker"
