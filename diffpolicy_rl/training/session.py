@@ -14,6 +14,7 @@ from diffpolicy_rl.training.loop import Trainer
 from diffpolicy_rl.training.plots import plot_curve, record_video
 from diffpolicy_rl.training.run import adopt_base, claim, write_config, write_manifest
 from diffpolicy_rl.training.signals import Interrupted
+from diffpolicy_rl.training.threads import outpaced_by_one
 from diffpolicy_rl.types import DeployedPolicy
 
 
@@ -34,6 +35,9 @@ def train(config: TrainConfig, resumed: bool = False) -> dict[str, Any]:
             write_config(folder, config)
         write_manifest(folder, config, resumed)
         print(f"{'continuing' if resumed else 'writing to'} {folder}", flush=True)
+        if trainer.threads > 1 and outpaced_by_one(trainer.threads):
+            slow = f"{trainer.threads} threads are slower than threads=1"
+            print(f"note: {slow}, because other programs take the cores", flush=True)
         try:
             summary = trainer.run()
         except Interrupted as stop:

@@ -6,6 +6,7 @@ Updates use every core.
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,23 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def outpaced_by_one(count: int) -> bool:
+    """Whether this many torch threads need longer for products than one does, as where other programs take the cores.
+
+    Threads spin while they wait for each other, and one that has lost its core keeps all others waiting.
+    """
+    matrix = torch.ones(512, 512)
+    seconds = []
+    for threads in (1, count):
+        with torch_threads(threads):
+            matrix @ matrix  # starts the threads
+            began = time.perf_counter()
+            for _ in range(16):
+                matrix @ matrix
+            seconds.append(time.perf_counter() - began)
+    return seconds[1] > seconds[0]
 
 
 def use_fast_fp32() -> bool:
