@@ -65,6 +65,10 @@ class Guided(OfflineAgent[Settings]):
         super().__init__(self.base.average, config, iterations=iterations, seed=seed)
         self.critics = Critics(policy.features, policy.action_shape, config, policy.device)
 
+    @property
+    def _policy_optimizer(self) -> torch.optim.Optimizer:
+        return self.base.optimizer
+
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
         features, after = self._encode(batch)

@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._base import Stateful, adamw, cosine, set_lr
+from diffpolicy_rl.agents._base import Stateful, adamw
 from diffpolicy_rl.agents._candidates import ClonedBase
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
-from diffpolicy_rl.errors import UserError, require_not_negative, require_positive
+from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.nets.mlp import MLP
@@ -30,12 +30,10 @@ class ImplicitConfig(OfflineConfig):
 
     Attributes:
         expectile: of the actions' values that V(s) is; towards 1 it is that of the best action.
-        policy_final_lr: the policy's learning rate at the end of half a cosine from policy_lr; None to stay there.
         policy_tau: how far the policy that acts moves to the one that learns at each of its steps.
     """
 
     expectile: float = 0.7
-    policy_final_lr: float | None = None
     policy_tau: float = 0.001
 
     def __post_init__(self) -> None:
@@ -44,8 +42,6 @@ class ImplicitConfig(OfflineConfig):
         require_positive(policy_tau=self.policy_tau)
         if self.aggregation != "min":
             raise UserError(f"aggregation={self.aggregation} has no effect here: values are those of the worse critic")
-        if self.policy_final_lr is not None:
-            require_not_negative(policy_final_lr=self.policy_final_lr)
         if not 0 < self.expectile < 1:
             raise UserError(f"expectile={self.expectile} must lie between 0 and 1")
 
@@ -145,14 +141,15 @@ class ImplicitAgent(OfflineAgent[Settings]):
         )
 
     def update(self, buffer: Experience) -> Mapping[str, Tensor]:
-        """As ``ReplayAgent`` does, at the policy's learning rate of now; the first looks at the returns of the data."""
-        start, end = self.config.policy_lr, self.config.policy_final_lr
-        if end is not None:
-            set_lr(self.base.optimizer, cosine(self.updates / self.iterations, start, end))
+        """As ``OfflineAgent`` does; the first looks at the returns of the data."""
         if not self.reward_scale and buffer.demonstrations is not None:
             low, high = buffer.demonstrations.return_range()
             self.reward_scale = _RETURN_SPAN / (high - low) if high > low else 1.0
         return super().update(buffer)
+
+    @property
+    def _policy_optimizer(self) -> torch.optim.Optimizer:
+        return self.base.optimizer
 
     def _learn_values(self, batch: Decisions, features: Tensor, after: Tensor) -> Learned:
         """One step of the values of reward."""

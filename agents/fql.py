@@ -69,6 +69,10 @@ class FQL(OfflineAgent[FQLConfig]):
         self.critics = Critics(policy.features, policy.action_shape, config, policy.device)
         self.optimizer = adamw(nn.ModuleList([self.flow, self.policy]), config.policy_lr)
 
+    @property
+    def _policy_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics and of both policies."""
         features, after = self._encode(batch)

@@ -51,18 +51,6 @@ def idql(make_policy, **changes):
     return plain(IDQL(policy, config, iterations=1, seed=0))
 
 
-def test_the_policys_learning_rate_follows_half_a_cosine_or_stays(make_policy):
-    seen = {None: [], 1e-3: []}
-    for end, rates in seen.items():
-        agent = idql(make_policy, steps=1, policy_final_lr=end)
-        agent.iterations = 4
-        for _ in range(5):
-            learned(agent, corners(rows=8), updates=1)
-            rates.append(agent.base.optimizer.param_groups[0]["lr"])
-    # 1e-3 + (3e-3 - 1e-3) (1 + cos(pi k / 4)) / 2
-    assert seen == {None: [3e-3] * 5, 1e-3: pytest.approx([3e-3, 2.7071e-3, 2e-3, 1.2929e-3, 1e-3], rel=1e-4)}
-
-
 def test_rewards_are_scaled_so_that_returns_span_1000(make_policy):
     agent = idql(make_policy, steps=1)
     agent.reward_scale = 0.0
