@@ -13,6 +13,7 @@ from benchmarks.replay_update import Pairs, check_equal_work
 from benchmarks.textbook import TextbookNet
 from diffpolicy_rl.agents.dql import DQL
 from diffpolicy_rl.agents.ofql import OFQL
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.experience.replay import Experience
 from diffpolicy_rl.policies.ddpm import DDPM
@@ -23,6 +24,7 @@ from diffpolicy_rl.training.threads import torch_threads
 
 _STEPS = 20  # gradient steps per update
 _ENVS = 50  # observations that are acted on at once, as in the paper's evaluation
+_DECISIONS = 30  # for each of them
 
 
 def compare(threads: int, repeats: int) -> dict[str, Figures]:
@@ -35,30 +37,45 @@ def compare(threads: int, repeats: int) -> dict[str, Figures]:
         repeats: turns.
     """
     (dql, experience), (ofql, _) = sides_of("dql"), sides_of("ofql")
-    textbook = TextbookDQL(dql)
+    with torch_threads(threads):
+        figures = _updates(dql, ofql, experience, repeats)
+    with torch_threads(1), torch.inference_mode():
+        obs = experience.sample(_ENVS, "half", 1.0, dql.generator).obs
+        return figures | _decisions(dql, ofql, obs, repeats)
+
+
+def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> dict[str, Figures]:
+    textbook, config = TextbookDQL(dql), dql.config
     check_equal_work(dql, TextbookDQL, experience)
 
     def theirs() -> None:
         for _ in range(_STEPS):
-            config = dql.config
             textbook.learn(experience.sample(config.batch, config.mixing, config.gamma, textbook.generator))
 
     def ours() -> object:
         return dql.update(experience)
 
-    with torch_threads(threads):
-        figures = {"dql": against_textbook(ours, theirs, repeats) | gemm_floor(ours, dql.config.batch, "fp32")}
-        pair = _versus({"dql": ours, "ofql": lambda: ofql.update(experience)}, repeats)
-        pair["ofql_updates_per_s"] = 1e3 * _STEPS / pair["ofql_ms"]
-        floor = gemm_floor(lambda: ofql.update(experience), ofql.config.batch, "fp32")
-        figures["ofql_update"] = pair | floor
-    with torch_threads(1), torch.inference_mode():
-        obs = experience.sample(_ENVS, "half", 1.0, dql.generator).obs
-        chosen = {"dql": _acting(dql._deployed(), obs), "ofql": _acting(ofql._deployed(), obs)}
-        figures["acting"] = _versus(chosen, repeats)
-        alone = {"dql": _acting(dql.policy.deploy(), obs), "ofql": _acting(ofql.policy.deploy(), obs)}
-        figures["acting_without_candidates"] = _versus(alone, repeats)
-    return figures
+    def one_step() -> object:
+        return ofql.update(experience)
+
+    figures = {"dql": against_textbook(ours, theirs, repeats) | gemm_floor(ours, config.batch, "fp32")}
+    pair = _versus({"dql": ours, "ofql": one_step}, repeats)
+    pair["ofql_updates_per_s"] = 1e3 * _STEPS / pair["ofql_ms"]
+    return figures | {"ofql_update": pair | gemm_floor(one_step, ofql.config.batch, "fp32")}
+
+
+def _decisions(dql: DQL, ofql: OFQL, obs: Tensor, repeats: int) -> dict[str, Figures]:
+    textbook = TextbookDQL(dql)
+    check_equal_actions(dql, textbook, obs)
+    sides = {"dql": _acting(dql._deployed(), obs), "ofql": _acting(ofql._deployed(), obs)}
+    theirs = _acting(textbook, obs)
+    alone = {"dql": _acting(dql.policy.deploy(), obs), "ofql": _acting(ofql.policy.deploy(), obs)}
+    return {
+        "acting": _versus(sides, repeats),
+        "acting_dql_against_textbook_dql": against_textbook(sides["dql"], theirs, repeats),
+        "acting_ofql_against_textbook_dql": against_textbook(sides["ofql"], theirs, repeats),
+        "acting_without_candidates": _versus(alone, repeats),
+    }
 
 
 def _versus(sides: Mapping[str, Callable[[], object]], repeats: int) -> Figures:
@@ -71,7 +88,22 @@ def _versus(sides: Mapping[str, Callable[[], object]], repeats: int) -> Figures:
 
 def _acting(policy: Any, obs: Tensor) -> Callable[[], None]:
     noise = policy.sample_noise(len(obs))
-    return several(lambda: policy(obs, noise), 30)
+    return several(lambda: policy(obs, noise), _DECISIONS)
+
+
+def check_equal_actions(agent: DQL, textbook: "TextbookDQL", obs: Tensor) -> None:
+    """Raise UserError unless equal noise makes both sides choose equal actions, within 1e-4.
+
+    Args:
+        agent: our side.
+        textbook: the other one.
+        obs: raw observations (N, O).
+    """
+    noise = textbook.sample_noise(len(obs))
+    ours = agent.policy.action_normalizer(agent._deployed()(obs, noise))
+    error = (ours - textbook(obs, noise)).abs().max().item()
+    if not error < 1e-4:
+        raise UserError(f"the two sides do not do the same work: their actions differ by {error:.1e}")
 
 
 def sides_of(name: str) -> tuple[Any, Experience]:
@@ -127,10 +159,30 @@ class TextbookDQL:
         self.follow(self.targets, self.critics, self.config.tau)
         self.follow(self.average, self.net, self.config.policy_tau)
 
+    def sample_noise(self, rows: int) -> Tensor:
+        """Noise (N, M + 1, A, D) for decisions."""
+        return torch.randn(rows, self.config.candidates + 1, *self.action_shape)
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Normalised actions (N, A, D) at raw observations (N, O), each one of M candidates, drawn by exp(Q / T).
+
+        Of the noise (N, M + 1, A, D) all but the last become candidates, and the last draws one of them.
+        """
+        count = noise.shape[1] - 1
+        repeated = self.normalizer(obs).repeat_interleave(count, dim=0)
+        action = self.moved(self.average, repeated, noise[:, :count].flatten(0, 1))
+        value = torch.min(*(target(self.joined(repeated, action)).squeeze(-1) for target in self.targets))
+        shares = (value / self.config.temperature).view(-1, count).softmax(dim=1).cumsum(dim=1)
+        drawn = torch.searchsorted(shares, torch.special.ndtr(noise[:, count, 0, :1])).clamp(max=count - 1)
+        return action.unflatten(0, (-1, count))[torch.arange(len(obs)), drawn.squeeze(1)]
+
     def sample(self, net: TextbookNet, obs: Tensor) -> Tensor:
-        """Actions (B, A, D) at the end of the chain."""
-        noise = torch.randn((len(obs), *self.action_shape), generator=self.generator)
-        x = noise
+        """Actions (B, A, D) at the end of chains from new noise."""
+        return self.moved(net, obs, torch.randn((len(obs), *self.action_shape), generator=self.generator))
+
+    def moved(self, net: TextbookNet, obs: Tensor, x: Tensor) -> Tensor:
+        """Actions (B, A, D) at the end of the chains that start at x."""
         for k in range(self.steps):
             signal, following = (self.signal(torch.full((len(obs),), i / self.steps)) for i in (k, k + 1))
             eps = net(x, torch.full((len(obs),), k / self.steps), obs)

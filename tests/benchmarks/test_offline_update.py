@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import offline_update
-from benchmarks.offline_update import TextbookDQL, sides_of
+from benchmarks.offline_update import TextbookDQL, check_equal_actions, sides_of
 from benchmarks.replay_update import check_equal_work
 from diffpolicy_rl.errors import UserError
 
@@ -24,6 +24,17 @@ def test_a_side_that_does_other_work_is_refused():
 
     with pytest.raises(UserError, match="the two sides do not do the same work: their policies differ"):
         check_equal_work(agent, other, experience)
+
+
+def test_sides_choose_equal_actions():
+    agent, experience = sides_of("dql")
+    textbook, obs = TextbookDQL(agent), experience.sample(200, "half", 1.0, agent.generator).obs
+    check_equal_actions(agent, textbook, obs)
+    with torch.no_grad():
+        for weight in textbook.targets[0].parameters():
+            weight.mul_(3)
+    with pytest.raises(UserError, match="the two sides do not do the same work: their actions differ"):
+        check_equal_actions(agent, textbook, obs)
 
 
 def test_ratios_are_of_time_and_of_the_arithmetic_of_products(monkeypatch):
