@@ -8,8 +8,8 @@ outside, advantages of safety count.
 Differences from the public code: time limits bootstrap; one step of the policy per step of the values instead of two,
 on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout; the learning
 rate decays only with ``policy_final_lr``; ``ends_safely``, because by the public code's values nothing is safer than an
-episode that has ended, be it in a fall; ``choice=best`` and ``first``, because among samples that can all be kept safe
-the one that seems safest is the critics' error.
+episode that has ended, be it in a fall; ``choice=best``, because among samples that can all be kept safe the one that
+seems safest is the critics' error; ``max_cost_weight=0``, because actions that differ little are cloned almost alike.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy
 
-Choice = Literal["first", "best", "safest"]
-"""Which of FISOR's samples acts."""
+Choice = Literal["safest", "best", "rewarding"]
+"""Which of FISOR's samples acts; the public code has the first and the last as minqc and maxq."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class FISORConfig(ImplicitConfig):
             safe alike.
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
-        max_cost_weight: the same of safety.
+        max_cost_weight: the same of safety; 0 to clone nothing where states cannot be kept safe.
         candidates: M, samples to choose from when acting.
-        choice: always the safest of them; or the first, or the best paid, that can be kept safe, and the safest where
-            none can.
+        choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
+            or always the best paid, which leaves safety to what was cloned.
     """
 
     expectile: float = 0.9
@@ -62,8 +62,9 @@ class FISORConfig(ImplicitConfig):
         """Refuse weights that order nothing."""
         super().__post_init__()
         require_positive(violation=self.violation, candidates=self.candidates)
-        require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
-        require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
+        require_positive(max_reward_weight=self.max_reward_weight)
+        require_not_negative(reward_temperature=self.reward_temperature)
+        require_not_negative(cost_temperature=self.cost_temperature, max_cost_weight=self.max_cost_weight)
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
@@ -106,10 +107,13 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return torch.where(unsafe, self.config.violation, -1.0)
 
     def _deployed(self) -> DeployedPolicy:
-        config, critics = self.config, self.feasibility.critics.target
-        if config.choice == "best":
-            return ChosenCandidate(self.policy, Judge(self.values.critics.target, critics), best, config.candidates)
-        return ChosenCandidate(self.policy, critics, _SAFETY[config.choice], config.candidates)
+        reward, feasibility = self.values.critics.target, self.feasibility.critics.target
+        critic, value = {
+            "safest": (feasibility, safety),
+            "best": (Judge(reward, feasibility), best),
+            "rewarding": (reward, pay),
+        }[self.config.choice]
+        return ChosenCandidate(self.policy, critic, value, self.config.candidates)
 
 
 class Judge(nn.Module):
@@ -126,7 +130,7 @@ class Judge(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """Map features (B, F) and actions (..., B, A, D) to Q and Q_h (2, ..., B)."""
-        return torch.stack([self.reward(features, action).amin(0), self.feasibility(features, action).amax(0)])
+        return torch.stack([pay(self.reward(features, action)), self.feasibility(features, action).amax(0)])
 
 
 def best(values: Tensor) -> Tensor:
@@ -140,12 +144,9 @@ def safety(values: Tensor) -> Tensor:
     return -values.amax(0)
 
 
-def safe_enough(values: Tensor) -> Tensor:
-    """The same, but all that can be kept safe are equal, at 0; of equal samples the first is chosen."""
-    return safety(values).clamp(max=0.0)
-
-
-_SAFETY = {"first": safe_enough, "safest": safety}
+def pay(values: Tensor) -> Tensor:
+    """How much actions are worth (...) by the lower of critics of reward (E, ...)."""
+    return values.amin(0)
 
 
 def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -> Tensor:

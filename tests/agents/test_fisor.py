@@ -48,6 +48,11 @@ def test_without_temperatures_all_counts_alike_but_unsafe_actions_of_safe_states
     assert fisor_weights(*numbers, config).tolist() == [1.0, 0.0, 1.0]
 
 
+def test_without_weights_of_safety_nothing_is_cloned_where_states_cannot_be_kept_safe():
+    numbers = (torch.tensor(row) for row in ([1.0] * 2, [1.0] * 2, [-0.5, -9.0], [-0.2, 0.2]))
+    assert fisor_weights(*numbers, FISORConfig(max_cost_weight=0.0)).tolist() == [1.0, 0.0]
+
+
 def fisor(make_policy, **changes):
     policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
     config = FISORConfig(**(SMALL | {"steps": 200, "policy_tau": 0.05} | changes))
@@ -65,7 +70,7 @@ def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
     assert cloned[3] < 0.02
 
 
-@pytest.mark.parametrize("choice", ["first", "best", "safest"])
+@pytest.mark.parametrize("choice", ["safest", "best", "rewarding"])
 def test_the_candidate_acts_that_is_chosen_by_the_worse_of_two_critics(make_policy, choice):
     agent, obs = fisor(make_policy, choice=choice), torch.linspace(-3, 3, 15).view(5, 3)
     agent.critic_steps, critics, rewards = 1, agent.feasibility.critics.target, agent.values.critics.target
@@ -80,11 +85,13 @@ def test_the_candidate_acts_that_is_chosen_by_the_worse_of_two_critics(make_poli
     shares = (violation <= 0).float().mean(0)
     assert (shares == 0).any()
     assert ((shares > 0) & (shares < 1)).any()
-    chosen = violation.argmin(0)
-    if choice != "safest":
-        liked = -torch.arange(16.0).unsqueeze(1).expand(16, 5) if choice == "first" else reward
-        among = torch.where(violation <= 0, liked, -torch.inf).argmax(0)
-        chosen = torch.where(shares > 0, among, chosen)
+    among = torch.where(violation <= 0, reward, -torch.inf).argmax(0)
+    chosen = {
+        "safest": violation.argmin(0),
+        "best": torch.where(shares > 0, among, violation.argmin(0)),
+        "rewarding": reward.argmax(0),
+    }[choice]
+    assert (chosen != among).any() or choice == "best"
     torch.testing.assert_close(acted, candidates[chosen, torch.arange(5)])
 
 
@@ -143,8 +150,11 @@ def test_returns_of_several_decisions_are_refused():
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [
-        *((name, 0, "must be above 0") for name in ("violation", "max_cost_weight", "candidates")),
-        *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature")),
+        *((name, 0, "must be above 0") for name in ("violation", "max_reward_weight", "candidates")),
+        *(
+            (name, -1.0, "must not be negative")
+            for name in ("reward_temperature", "cost_temperature", "max_cost_weight")
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, number, message):
