@@ -9,7 +9,7 @@ Differences from the public code: time limits bootstrap; one step of the policy 
 on the same batch; rewards are scaled by the span of the data's own returns; moves are DDIM's; no dropout; the learning
 rate decays only with ``policy_final_lr``; ``ends_safely``, because by the public code's values nothing is safer than an
 episode that has ended, be it in a fall; ``choice=best``, because among samples that can all be kept safe the one that
-seems safest is the critics' error; ``max_cost_weight=0``, because actions that differ little are cloned almost alike.
+seems safest is the critics' error.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class FISORConfig(ImplicitConfig):
             safe alike.
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
-        max_cost_weight: the same of safety; 0 to clone nothing where states cannot be kept safe.
+        max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
         candidates: M, samples to choose from when acting.
         choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
             or always the best paid, which leaves safety to what was cloned.
@@ -62,9 +62,8 @@ class FISORConfig(ImplicitConfig):
         """Refuse weights that order nothing."""
         super().__post_init__()
         require_positive(violation=self.violation, candidates=self.candidates)
-        require_positive(max_reward_weight=self.max_reward_weight)
-        require_not_negative(reward_temperature=self.reward_temperature)
-        require_not_negative(cost_temperature=self.cost_temperature, max_cost_weight=self.max_cost_weight)
+        require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
+        require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"

@@ -48,11 +48,6 @@ def test_without_temperatures_all_counts_alike_but_unsafe_actions_of_safe_states
     assert fisor_weights(*numbers, config).tolist() == [1.0, 0.0, 1.0]
 
 
-def test_without_weights_of_safety_nothing_is_cloned_where_states_cannot_be_kept_safe():
-    numbers = (torch.tensor(row) for row in ([1.0] * 2, [1.0] * 2, [-0.5, -9.0], [-0.2, 0.2]))
-    assert fisor_weights(*numbers, FISORConfig(max_cost_weight=0.0)).tolist() == [1.0, 0.0]
-
-
 def fisor(make_policy, **changes):
     policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
     config = FISORConfig(**(SMALL | {"steps": 200, "policy_tau": 0.05} | changes))
@@ -150,11 +145,8 @@ def test_returns_of_several_decisions_are_refused():
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [
-        *((name, 0, "must be above 0") for name in ("violation", "max_reward_weight", "candidates")),
-        *(
-            (name, -1.0, "must not be negative")
-            for name in ("reward_temperature", "cost_temperature", "max_cost_weight")
-        ),
+        *((name, 0, "must be above 0") for name in ("violation", "max_cost_weight", "candidates")),
+        *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature")),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, number, message):
