@@ -43,9 +43,6 @@ class FISORConfig(ImplicitConfig):
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
-        first_horizon: how far values of safety look ahead at first, as a share of how far gamma does; they come to all
-            of it, by equal ratios, half through the run. 1 for gamma throughout: one error of 25 then takes as many
-            steps to fade as a violation to be seen from far, and for long nothing seems safe.
         candidates: M, samples to choose from when acting.
         choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
             or always the best paid, which leaves safety to what was cloned.
@@ -58,7 +55,6 @@ class FISORConfig(ImplicitConfig):
     cost_temperature: float = 5.0
     max_reward_weight: float = 100.0
     max_cost_weight: float = 150.0
-    first_horizon: float = 1.0
     candidates: int = 16
     choice: Choice = "safest"
 
@@ -68,8 +64,6 @@ class FISORConfig(ImplicitConfig):
         require_positive(violation=self.violation, candidates=self.candidates)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
         require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
-        if not 0 < self.first_horizon <= 1:
-            raise UserError(f"first_horizon={self.first_horizon} must lie in (0, 1]")
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
@@ -95,9 +89,9 @@ class FISOR(ImplicitAgent[FISORConfig]):
             raise UserError("agent=fisor learns from costs, which the data does not have; give data with costs")
         features, after = self._encode(batch)
         q, value, metrics = self._learn_values(batch, features, after)
-        violation, discount = self._violation(batch), batch.discount ** (1 / self._horizon())
+        violation = self._violation(batch)
         q_h, value_h, of_safety = self.feasibility.learn(
-            features, after, batch.action, lambda following: feasibility_target(violation, discount, following)
+            features, after, batch.action, lambda following: feasibility_target(violation, batch.discount, following)
         )
         weights = fisor_weights(q, value, q_h, value_h, self.config)
         metrics |= {f"safety/{name}": figure for name, figure in of_safety.items()}
@@ -110,10 +104,6 @@ class FISOR(ImplicitAgent[FISORConfig]):
         if not self.config.ends_safely:
             unsafe |= batch.discount == 0
         return torch.where(unsafe, self.config.violation, -1.0)
-
-    def _horizon(self) -> float:
-        """How far values of safety look ahead now, as a share of how far gamma does."""
-        return self.config.first_horizon ** max(0.0, 1 - 2 * self.updates / self.iterations)
 
     def _deployed(self) -> DeployedPolicy:
         reward, feasibility = self.values.critics.target, self.feasibility.critics.target
