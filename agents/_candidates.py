@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.selectors import argmax, sample_softmax
+from diffpolicy_rl.experience.selectors import gumbel
+from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs
 
@@ -135,21 +136,64 @@ class ChosenCandidate(Chooser):
         candidates: int,
         temperature: float = 0.0,
     ) -> None:
-        super().__init__(policy, critic, value, (candidates + (temperature > 0), *policy.action_shape))
+        super().__init__(policy, critic, value, (candidates * (1 + (temperature > 0)), *policy.action_shape))
         self.candidates, self.temperature = candidates, temperature
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units.
 
-        With a temperature, noise is (N, M + 1, H, D), and the first number of its last part draws the candidate.
+        With a temperature, noise is (N, 2M, H, D), and the first number of each of the last M parts helps or hinders
+        the candidate of its place.
         """
         assert noise is not None
         features = self.policy.encode(obs)
         candidates = draw(self.policy, features, noise[:, : self.candidates].transpose(0, 1))
-        values = self._value(self.critic(features, candidates))
-        if self.temperature == 0:
-            choice = argmax(values, candidates)
-        else:
-            draws = torch.special.ndtr(noise[:, self.candidates].flatten(1)[:, 0])
-            choice = sample_softmax(values / self.temperature, candidates, draws)
-        return self.policy.action_normalizer.inverse(choice.actions)
+        luck = candidates.new_zeros(candidates.shape[:2])
+        if self.temperature > 0:
+            luck = self.temperature * gumbel(noise[:, self.candidates :].flatten(2)[..., 0].transpose(0, 1))
+        winner = self._winner(features, candidates, luck)
+        chosen = candidates[winner, torch.arange(winner.shape[0], device=winner.device)]
+        return self.policy.action_normalizer.inverse(chosen)
+
+    def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
+        """Index (N,) of the candidate (M, N, H, D) whose value, and luck (M, N), are highest."""
+        return (self._value(self.critic(features, candidates)) + luck).argmax(0)
+
+
+class LeastValueCandidate(ChosenCandidate):
+    """The same where the lowest of the critics' values counts: the first critic's is a bound on it.
+
+    So the other critics judge the few candidates with the highest bounds, and then those whose bounds are above the best
+    value found. The choice is the same.
+
+    Args:
+        policy: what is sampled.
+        critic: E heads.
+        candidates: M.
+        temperature: T; 0 for the best.
+    """
+
+    critic: CriticEnsemble
+
+    def __init__(
+        self, policy: GenerativePolicy, critic: CriticEnsemble, candidates: int, temperature: float = 0.0
+    ) -> None:
+        super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature)
+
+    def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or self.critic.heads == 1:  # what is exported must not branch
+            return super()._winner(features, candidates, luck)
+        first, others = (self.critic.frozen_view(heads) for heads in (slice(0, 1), slice(1, None)))
+        bound = first(features, candidates)[0] + luck
+        value = torch.full_like(bound, -torch.inf)
+
+        def judge(places: Tensor, rows: Tensor) -> None:
+            rest = others(features[rows], candidates[places, rows]).amin(0) + luck[places, rows]
+            value[places, rows] = torch.minimum(rest, bound[places, rows])
+
+        places = bound.topk(max(self.candidates // 8, 1), dim=0).indices
+        judge(places.flatten(), torch.arange(len(features), device=places.device).repeat(len(places)))
+        places, rows = ((bound > value.amax(0)) & value.isinf()).nonzero(as_tuple=True)
+        if len(places):
+            judge(places, rows)
+        return value.argmax(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy_rl.agents._base import climbing
-from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, draw
+from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, LeastValueCandidate, draw
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
 from diffpolicy_rl.errors import require_not_negative, require_positive
@@ -69,6 +69,10 @@ class Guided(OfflineAgent[Settings]):
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         return self.base.optimizer
 
+    @property
+    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return (self.critics.optimizer,)
+
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
         features, after = self._encode(batch)
@@ -112,4 +116,6 @@ class Guided(OfflineAgent[Settings]):
         if self.config.candidates == 1:
             return self.policy.deploy()
         config, critics = self.config, self.critics
+        if config.aggregation == "min":
+            return LeastValueCandidate(self.policy, critics.target, config.candidates, config.temperature)
         return ChosenCandidate(self.policy, critics.target, critics.hope, config.candidates, config.temperature)

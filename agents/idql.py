@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffpolicy_rl.agents._candidates import ChosenCandidate
+from diffpolicy_rl.agents._candidates import LeastValueCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig
 from diffpolicy_rl.errors import require_positive
 from diffpolicy_rl.experience.decisions import Decisions
@@ -41,5 +41,4 @@ class IDQL(ImplicitAgent[IDQLConfig]):
         return self._learn_values(batch, *self._encode(batch)).metrics | self._clone(batch)
 
     def _deployed(self) -> DeployedPolicy:
-        critics = self.values.critics
-        return ChosenCandidate(self.policy, critics.target, lambda values: values.amin(0), self.config.candidates)
+        return LeastValueCandidate(self.policy, self.values.critics.target, self.config.candidates)

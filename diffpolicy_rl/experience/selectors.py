@@ -53,6 +53,16 @@ def sample_softmax(values: Tensor, candidates: Tensor, draws: Tensor) -> Choice:
     return _take(values, candidates, below[:-1].sum(0))  # the last sum is 1, though it may not round to it
 
 
+def gumbel(normal: Tensor) -> Tensor:
+    """Standard Gumbel numbers (...) made of standard normal ones.
+
+    With such numbers on top, the highest of some values is one with probability proportional to exp(value) (Gumbel
+    1954): what ``sample_softmax`` draws, but without a sum over values that cannot win.
+    """
+    uniform = torch.special.ndtr(normal).clamp(1e-30, 1 - 1e-7)
+    return -(-uniform.log()).log()
+
+
 def _take(values: Tensor, candidates: Tensor, indices: Tensor) -> Choice:
     rows = torch.arange(values.shape[1], device=values.device)
     return Choice(candidates[indices, rows], values[indices, rows], indices)

@@ -176,9 +176,10 @@ class CriticEnsemble(nn.Module):
         start, stop, _ = heads.indices(self.heads)
         view = self._views.get((start, stop))
         if view is None or view.first.weight.data_ptr() != self.first.weight.data[heads].data_ptr():
-            view = self._views[start, stop] = copy.deepcopy(self, {id(self._views): {}}).requires_grad_(False)
-            for own, shared in zip(view.parameters(), self.parameters(), strict=True):
-                own.data = shared.data[heads]
+            with torch.inference_mode(False):  # what is made in there could not be used outside
+                view = self._views[start, stop] = copy.deepcopy(self, {id(self._views): {}}).requires_grad_(False)
+                for own, shared in zip(view.parameters(), self.parameters(), strict=True):
+                    own.data = shared.data[heads]
             view.heads = stop - start
         return view
 

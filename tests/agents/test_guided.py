@@ -111,14 +111,14 @@ def test_a_candidate_acts_as_its_value_says(make_policy, temperature):
     agent.critic_steps = 1
     deployed, obs = agent.deploy(), torch.randn(1, 3).expand(4000, 3)
     noise = deployed.sample_noise(1).expand(4000, -1, -1, -1).clone()
-    assert noise.shape[1:] == (16 + (temperature > 0), 1, 2)
+    assert noise.shape[1:] == (16 * (1 + (temperature > 0)), 1, 2)
     with torch.no_grad():
         candidates = torch.cat([agent.policy.sample(obs[:1], noise[:1, i]) for i in range(16)])
         values = agent.critics.target(obs[:1], candidates.unsqueeze(1)).amin(0).flatten()
         if temperature == 0:
             torch.testing.assert_close(deployed(obs, noise)[0], candidates[values.argmax()])
             return
-        noise[:, -1] = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
+        noise[:, 16:] = torch.randn(4000, 16, 1, 2, generator=torch.Generator().manual_seed(0))
         taken = deployed(obs, noise).mean(0)
     shares = (values / temperature).softmax(0)
     expected = (shares.view(-1, 1, 1) * candidates).sum(0)

@@ -19,7 +19,7 @@ NOISE = {
     **dict.fromkeys(("bc", "dppo", "reinflow", "residual_sac", "resip"), (4, 2)),
     **dict.fromkeys(("fql",), (2, 2)),
     **dict.fromkeys(("idql", "fisor", "expo"), (16, 2, 2)),
-    "dql": (17, 2, 2),  # one that draws among the others
+    "dql": (32, 2, 2),  # one that draws among the others
     "dsrl-sac": (1, 2),  # one vector for the whole chunk
     "pa_rl": (8, 2, 2),
 }
