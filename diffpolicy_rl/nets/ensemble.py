@@ -32,6 +32,8 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (E, rows, in) to (E, rows, out)."""
+        if self.weight.shape[-1] == 1:  # a product with one column takes longer than a sum, its gradients even more
+            return (x * self.weight.transpose(1, 2)).sum(-1, keepdim=True) + self.bias
         return torch.bmm(x, self.weight).add_(self.bias)  # baddbmm copies the bias to every row beforehand
 
 
@@ -66,7 +68,10 @@ class EnsembleLayerNorm(nn.Module):
         if len(x) == 1:
             return F.layer_norm(x, self.ones.shape, self.weight[0, 0], self.bias[0, 0])
         # torch's kernel for the CPU is vectorised only where it is given an affine map.
-        return torch.addcmul(self.bias, F.layer_norm(x, self.ones.shape, self.ones, self.zeros), self.weight)
+        normal = F.layer_norm(x, self.ones.shape, self.ones, self.zeros)
+        if normal.requires_grad:  # what follows multiplies by 1 on its way back
+            return normal * self.weight + self.bias
+        return torch.addcmul(self.bias, normal, self.weight)
 
 
 class EnsembleTrunk(nn.Sequential):
