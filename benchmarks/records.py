@@ -79,6 +79,8 @@ def provenance(run: Path) -> dict[str, Any]:
     made = {key: manifest[key] for key in ("command", "seed", *_MADE_WITH)}
     resumed = [{key: again[key] for key in _MADE_WITH} for again in manifest.get("resumed", ())]
     cost = {key: summary[key] for key in ("env_steps", "gradient_steps", "wall_s", "seconds")}
+    if "cpu_s" in summary:  # earlier runs did not keep count
+        cost["cpu_s"] = summary["cpu_s"]
     return made | ({"resumed": resumed} if resumed else {}) | cost
 
 

@@ -164,15 +164,19 @@ def _agents(comparison: Comparison) -> list[Block]:
         sampling = [_values(run["sampling"].get(key) for run in runs) for key in shown]
         spent = {part: [run["seconds"][part] for run in runs] for part in ("update", "evaluation")}
         minutes = [statistics.fmean(run["wall_s"] for run in runs), *map(statistics.fmean, spent.values())]
+        core_minutes = [run["cpu_s"] / 60 for run in runs if "cpu_s" in run]
         rate = sum(run["gradient_steps"] for run in runs) / max(sum(spent["update"]), 1e-9)
-        rows.append([agent, counts, *sampling, *(f"{value / 60:.1f}" for value in minutes), f"{rate:.0f}"])
+        times = [*(f"{value / 60:.1f}" for value in minutes), f"{max(core_minutes):.1f}" if core_minutes else "-"]
+        rows.append([agent, counts, *sampling, *times, f"{rate:.0f}"])
     text = (
         f"Evaluations: how many of the last {protocol.LAST} there were. K: sampling steps. Candidates: samples among "
         "which an agent chooses when it acts, at which temperature or by which rule; agents that do not choose have "
         "none. Minutes: of a run, wall-clock, on a machine that may have been shared; then those of updates and of "
-        "evaluations, and gradient steps of the policy per second of updates."
+        "evaluations. Core-minutes: how long cores worked, at most, for runs that kept count. Then gradient steps of the "
+        "policy per second of updates."
     )
-    header = ["evaluations", *(_SAMPLING[key] for key in shown), "minutes", "updates", "evaluating", "policy steps/s"]
+    header = ["evaluations", *(_SAMPLING[key] for key in shown), "minutes", "updates", "evaluating"]
+    header += ["core-minutes", "policy steps/s"]
     return [Heading("Agents: how they sample, how long they take"), Text(text), Table(["agent", *header], rows)]
 
 

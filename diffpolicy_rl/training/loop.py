@@ -49,6 +49,7 @@ class Trainer:
         phase: what the run is at.
         iteration: loop iterations so far, all phases together.
         seconds: spent in rollout, update and evaluation.
+        earlier_cpu_s: seconds that cores worked for this run before it was resumed.
         results: evaluation of the ``base``, and of the best checkpoint ``selected`` so far in the last phase.
     """
 
@@ -63,6 +64,7 @@ class Trainer:
         self.spec = spec_of(self.env)
         self.iteration = self.phase_index = self.earlier_gradient_steps = 0
         self.seconds = {"rollout": 0.0, "update": 0.0, "evaluation": 0.0}
+        self.earlier_cpu_s, self.began_cpu_s = 0.0, time.process_time()
         self.results: dict[str, Any] = {}
         self.last_evaluation = ""
         if resume:
@@ -218,9 +220,14 @@ class Trainer:
             "gradient_steps": self.earlier_gradient_steps + self.phase.agent.gradient_steps,
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
             "wall_s": round(sum(self.seconds.values()), 2),
+            "cpu_s": round(self._cpu_s(), 2),
         }
         write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
         return summary
+
+    def _cpu_s(self) -> float:
+        """What the run cost in seconds of cores, which, unlike those of the clock, other programs hardly lengthen."""
+        return self.earlier_cpu_s + time.process_time() - self.began_cpu_s
 
     # ---------------------------------------------------------------- state
 
@@ -230,6 +237,7 @@ class Trainer:
             "total_iterations": self.iteration,
             "earlier_gradient_steps": self.earlier_gradient_steps,
             "seconds": self.seconds,
+            "cpu_s": self._cpu_s(),
             "results": self.results,
         }
         state = checkpoint_state(self.config, self.spec) | self.phase.state_dict() | counters
@@ -245,6 +253,7 @@ class Trainer:
         self.phase.load_state_dict(saved)
         self.iteration, self.earlier_gradient_steps = saved["total_iterations"], saved["earlier_gradient_steps"]
         self.seconds, self.results = saved["seconds"], saved["results"]
+        self.earlier_cpu_s = saved.get("cpu_s", 0.0)  # runs begun before it was kept count from here on
         if self.phase.rollout is not None and self.env.restarted_on_load:
             print(f"the state of {self.spec.env_id} cannot be saved, so its episodes start anew", flush=True)
 

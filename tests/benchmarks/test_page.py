@@ -111,7 +111,7 @@ def test_the_page_says_what_the_results_say(results):
     assert "<td>1.00</td>" in html  # b is always above a, in every resample
     low, middle, high = (normalized_score("Hopper-v5", value) for value in (400, 500, 600))
     assert f"<td>{middle:.1f} [{low:.1f}, {high:.1f}]</td>" in html
-    assert "| b | 10 | 1 | 50 | 0.5 | 1.5 | 1.0 | 0.5 | 20 |" in markdown
+    assert "| b | 10 | 1 | 50 | 0.5 | 1.5 | 1.0 | 0.5 | - | 20 |" in markdown
     for said in (
         "About it.",
         protocol.PAIRED,
@@ -122,6 +122,13 @@ def test_the_page_says_what_the_results_say(results):
     ):
         assert said in markdown
     assert "train agent=a seed=0 &lt;b&gt;" in html
+
+
+def test_core_minutes_are_those_of_the_longest_run_that_kept_count(results):
+    of_b = [run for run in results["runs"] if run["agent"] == "b"]
+    of_b[0]["cpu_s"], of_b[1]["cpu_s"] = 240.0, 150.0
+    markdown = to_markdown("title", sections(Comparison(results), ""))
+    assert "| b | 10 | 1 | 50 | 0.5 | 1.5 | 1.0 | 0.5 | 4.0 | 20 |" in markdown
 
 
 def test_the_page_needs_nothing_but_itself(results):

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def same(a, b, path=""):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            if key not in ("seconds", "run_dir", "iterations", "wall_s") and not key.startswith("seconds/"):
+            if key not in ("seconds", "run_dir", "iterations", "wall_s", "cpu_s") and not key.startswith("seconds/"):
                 same(a[key], b[key], f"{path}/{key}")
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
@@ -117,6 +118,18 @@ def test_same_seed_gives_the_same_summary_and_another_one_does_not(whole, tmp_pa
     assert again["final"] == whole("bc")["summary"]["final"]
     other = train.train(tiny(tmp_path / "other", "bc", seed=1))
     assert other["final"]["returns"] != again["final"]["returns"]
+
+
+def test_the_time_of_cores_goes_on_where_it_stopped(tmp_path):
+    folder, last = tmp_path / "run", Checkpoints(tmp_path / "run" / "checkpoints")
+    first = train.train(tiny(folder, "bc", iterations=1))["cpu_s"]
+    assert 0 < read_state(last.find("last"))["cpu_s"] <= first + 0.01
+    began = time.process_time()
+    train.main([f"resume={folder}"])
+    spent = time.process_time() - began
+    second = json.loads((folder / "summary.json").read_text())["cpu_s"]
+    assert 0 < second - read_state(last.find("last"))["cpu_s"] + 0.01
+    assert second < first + spent + 0.01
 
 
 def test_resume_refuses_other_settings_and_other_agents(tmp_path):
