@@ -163,7 +163,7 @@ class ChosenCandidate(Chooser):
 class LeastValueCandidate(ChosenCandidate):
     """The same where the lowest of the critics' values counts: the first critic's is a bound on it.
 
-    So the other critics judge the few candidates with the highest bounds, and then those whose bounds are above the best
+    So the other critics judge the few candidates with the highest bounds, and then those with a bound above the best
     value found. The choice is the same.
 
     Args:

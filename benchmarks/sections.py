@@ -172,8 +172,8 @@ def _agents(comparison: Comparison) -> list[Block]:
         f"Evaluations: how many of the last {protocol.LAST} there were. K: sampling steps. Candidates: samples among "
         "which an agent chooses when it acts, at which temperature or by which rule; agents that do not choose have "
         "none. Minutes: of a run, wall-clock, on a machine that may have been shared; then those of updates and of "
-        "evaluations. Core-minutes: how long cores worked, at most, for runs that kept count. Then gradient steps of the "
-        "policy per second of updates."
+        "evaluations. Core-minutes: how long cores worked for a run that kept count, at most. Then gradient steps of "
+        "the policy per second of updates."
     )
     header = ["evaluations", *(_SAMPLING[key] for key in shown), "minutes", "updates", "evaluating"]
     header += ["core-minutes", "policy steps/s"]
