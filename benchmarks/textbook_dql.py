@@ -123,8 +123,7 @@ class TextbookDQL:
         loss.backward()
         self.optimizers[index].step()
 
-    @staticmethod
-    def follow(slow: nn.Module, fast: nn.Module, tau: float) -> None:
+    def follow(self, slow: nn.Module, fast: nn.Module, tau: float) -> None:
         """Move a copy towards what it follows."""
         for mine, other in zip(slow.parameters(), fast.parameters(), strict=True):
             mine.data.copy_(tau * other.data + (1 - tau) * mine.data)
