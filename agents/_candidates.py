@@ -181,7 +181,8 @@ class LeastValueCandidate(ChosenCandidate):
         super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature)
 
     def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or self.critic.heads == 1:  # what is exported must not branch
+        # What is exported must not branch, and a GPU would wait for what to judge next.
+        if torch.compiler.is_exporting() or features.device.type != "cpu" or self.critic.heads == 1:
             return super()._winner(features, candidates, luck)
         first, others = (self.critic.frozen_view(heads) for heads in (slice(0, 1), slice(1, None)))
         bound = first(features, candidates)[0] + luck
