@@ -126,6 +126,7 @@ class ChosenCandidate(Chooser):
         value: from these to those that choose (M, N).
         candidates: M.
         temperature: T; 0 for the best.
+        noise_scale: what the noise that is sampled from is multiplied by; below 1, samples are likelier ones.
     """
 
     def __init__(
@@ -135,9 +136,10 @@ class ChosenCandidate(Chooser):
         value: Callable[[Tensor], Tensor],
         candidates: int,
         temperature: float = 0.0,
+        noise_scale: float = 1.0,
     ) -> None:
         super().__init__(policy, critic, value, (candidates * (1 + (temperature > 0)), *policy.action_shape))
-        self.candidates, self.temperature = candidates, temperature
+        self.candidates, self.temperature, self.noise_scale = candidates, temperature, noise_scale
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units.
@@ -147,7 +149,7 @@ class ChosenCandidate(Chooser):
         """
         assert noise is not None
         features = self.policy.encode(obs)
-        candidates = draw(self.policy, features, noise[:, : self.candidates].transpose(0, 1))
+        candidates = draw(self.policy, features, self.noise_scale * noise[:, : self.candidates].transpose(0, 1))
         luck = candidates.new_zeros(candidates.shape[:2])
         if self.temperature > 0:
             luck = self.temperature * gumbel(noise[:, self.candidates :].flatten(2)[..., 0].transpose(0, 1))
