@@ -106,6 +106,8 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
     chosen = {"steps": 1 if agent_of(config) == "FQL" else config.policy.steps}  # which acts with its one-step policy
     if config.agent.get("candidates", 1) > 1:
         chosen |= {key: config.agent[key] for key in ("candidates", "temperature", "choice") if key in config.agent}
+    if config.agent.get("noise_scale", 1) != 1:
+        chosen["noise_scale"] = config.agent["noise_scale"]
     return provenance(run) | evaluations(run) | {"sampling": chosen, "curve": _curve(run, config)}
 
 

@@ -10,7 +10,13 @@ from benchmarks.estimates import Estimate
 from benchmarks.page import Block, Heading, Lines, Picture, Table, Text
 
 _UNSAFE = "†"
-_SAMPLING = {"steps": "K", "candidates": "candidates", "temperature": "temperature", "choice": "choice"}
+_SAMPLING = {
+    "steps": "K",
+    "candidates": "candidates",
+    "temperature": "temperature",
+    "choice": "choice",
+    "noise_scale": "noise scale",
+}
 _PARTS: dict[Part, str] = {"last": f"last {protocol.LAST} evaluations", "best": "best checkpoint"}
 
 
@@ -171,9 +177,9 @@ def _agents(comparison: Comparison) -> list[Block]:
     text = (
         f"Evaluations: how many of the last {protocol.LAST} there were. K: sampling steps. Candidates: samples among "
         "which an agent chooses when it acts, at which temperature or by which rule; agents that do not choose have "
-        "none. Minutes: of a run, wall-clock, on a machine that may have been shared; then those of updates and of "
-        "evaluations. Core-minutes: how long cores worked for a run that kept count, at most. Then gradient steps of "
-        "the policy per second of updates."
+        "none. Noise scale: of what is sampled from when acting, if not 1. Minutes: of a run, wall-clock, on a machine "
+        "that may have been shared; then those of updates and of evaluations. Core-minutes: how long cores worked for "
+        "a run that kept count, at most. Then gradient steps of the policy per second of updates."
     )
     header = ["evaluations", *(_SAMPLING[key] for key in shown), "minutes", "updates", "evaluating"]
     header += ["core-minutes", "policy steps/s"]

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,6 +234,25 @@ def test_a_suite_becomes_one_file_a_page_and_a_table(place, suite_file, capsys):
         page.write("and more\n")
     with pytest.raises(UserError, match=r"s\.md is not what its results say; run python -m benchmarks\.report suite=s"):
         report.main(["check"])
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        ({"_target_": "a.BC", "noise_scale": 1.0}, {"steps": 5}),
+        ({"_target_": "a.FQL"}, {"steps": 1}),
+        (
+            {"_target_": "a.FISOR", "candidates": 4, "choice": "safest", "noise_scale": 0.5},
+            {"steps": 5, "candidates": 4, "choice": "safest", "noise_scale": 0.5},
+        ),
+    ],
+)
+def test_a_record_says_how_the_agent_samples(monkeypatch, agent, said):
+    for part in ("provenance", "evaluations"):
+        monkeypatch.setattr(records, part, lambda run: {})
+    monkeypatch.setattr(records, "_curve", lambda run, config: {})
+    config = SimpleNamespace(agent=agent, policy=SimpleNamespace(steps=5))
+    assert records.summarize(Path("run"), config)["sampling"] == said
 
 
 def test_own_runs_are_compared_by_settings_and_data(place, capsys):
