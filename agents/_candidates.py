@@ -126,7 +126,7 @@ class ChosenCandidate(Chooser):
         value: from these to those that choose (M, N).
         candidates: M.
         temperature: T; 0 for the best.
-        noise_scale: what the noise that is sampled from is multiplied by; below 1, samples are likelier ones.
+        noise_scale: see ``SampledPolicy``.
     """
 
     def __init__(
@@ -173,14 +173,20 @@ class LeastValueCandidate(ChosenCandidate):
         critic: E heads.
         candidates: M.
         temperature: T; 0 for the best.
+        noise_scale: see ``SampledPolicy``.
     """
 
     critic: CriticEnsemble
 
     def __init__(
-        self, policy: GenerativePolicy, critic: CriticEnsemble, candidates: int, temperature: float = 0.0
+        self,
+        policy: GenerativePolicy,
+        critic: CriticEnsemble,
+        candidates: int,
+        temperature: float = 0.0,
+        noise_scale: float = 1.0,
     ) -> None:
-        super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature)
+        super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature, noise_scale)
 
     def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
         # What is exported must not branch, and a GPU would wait for what to judge next.

@@ -30,6 +30,7 @@ class GuidedConfig(OfflineConfig):
         policy_every: critic steps per step of the policy.
         candidates: M, samples to choose from when acting.
         temperature: T, one is taken with probability proportional to exp(Q / T); 0 for the one with the highest value.
+        noise_scale: what the noise is multiplied by that acting samples from.
         max_backup: samples at the next observation, of which the best counts in TD targets.
     """
 
@@ -38,6 +39,7 @@ class GuidedConfig(OfflineConfig):
     policy_every: int = 1
     candidates: int = 16
     temperature: float = 1.0
+    noise_scale: float = 1.0
     max_backup: int = 1
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class GuidedConfig(OfflineConfig):
         super().__post_init__()
         require_positive(policy_tau=self.policy_tau, policy_every=self.policy_every)
         require_positive(candidates=self.candidates, max_backup=self.max_backup)
-        require_not_negative(eta=self.eta, temperature=self.temperature)
+        require_not_negative(eta=self.eta, temperature=self.temperature, noise_scale=self.noise_scale)
 
 
 Settings = TypeVar("Settings", bound=GuidedConfig)
@@ -111,9 +113,10 @@ class Guided(OfflineAgent[Settings]):
         return loss.mean(), policy.sample(features, noise, features=features)
 
     def _deployed(self) -> DeployedPolicy:
-        if self.config.candidates == 1:
-            return self.policy.deploy()
         config, critics = self.config, self.critics
+        if config.candidates == 1:
+            return self.policy.deploy(noise_scale=config.noise_scale)
+        how = config.candidates, config.temperature, config.noise_scale
         if config.aggregation == "min":
-            return LeastValueCandidate(self.policy, critics.target, config.candidates, config.temperature)
-        return ChosenCandidate(self.policy, critics.target, critics.hope, config.candidates, config.temperature)
+            return LeastValueCandidate(self.policy, critics.target, *how)
+        return ChosenCandidate(self.policy, critics.target, critics.hope, *how)

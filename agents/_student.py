@@ -54,7 +54,9 @@ class StudentAgent(CloningAgent):
     def learn_from(self, teacher: DeployedPolicy) -> None:
         """Take a teacher, without the noise of its single moves: only what it starts from tells its samples apart."""
         assert not teacher.per_step
-        self.teacher = teacher.policy.deploy() if isinstance(teacher, SampledPolicy) else teacher
+        if isinstance(teacher, SampledPolicy):
+            teacher = teacher.policy.deploy(noise_scale=teacher.noise_scale)
+        self.teacher = teacher
 
     @torch.inference_mode()
     def act(self, obs: Obs, *, explore: bool) -> tuple[Tensor, Extras]:

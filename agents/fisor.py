@@ -44,8 +44,7 @@ class FISORConfig(ImplicitConfig):
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
         candidates: M, samples to choose from when acting.
-        noise_scale: what the noise that acting samples from is multiplied by, as CleanDiffuser's temperature does (Dong
-            et al. 2024, arXiv 2406.09509); below 1, samples are likelier ones, and what is rare is not done.
+        noise_scale: what the noise is multiplied by that acting samples from.
         choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
             or always the best paid, which leaves safety to what was cloned.
     """

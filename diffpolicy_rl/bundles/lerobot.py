@@ -40,7 +40,9 @@ def checkpoint_files(deployed: DeployedPolicy, state_dim: int) -> dict[str, byte
     """
     if not isinstance(deployed, SampledPolicy):
         raise UserError(f"LeRobot has no policy type for {type(deployed).__name__}; export a bundle")
-    policy, eta = deployed.policy, deployed.eta
+    policy, eta, scale = deployed.policy, deployed.eta, deployed.noise_scale
+    if scale != 1:
+        raise UserError(f"LeRobot samples from all of the noise, but not from {scale:g} of it; set agent.noise_scale=1")
     for holds, reason in _conditions(policy, eta):
         if not holds:
             raise UserError(f"LeRobot cannot run this policy: {reason}")

@@ -195,9 +195,9 @@ class GenerativePolicy(nn.Module):
         log_std = stds.log() + _HALF_LOG_2PI
         return -0.5 * ((after - mean) / stds).square() - log_std, log_std + 0.5
 
-    def deploy(self, eta: float = 0.0) -> "SampledPolicy":
+    def deploy(self, eta: float = 0.0, noise_scale: float = 1.0) -> "SampledPolicy":
         """The policy as it is shipped, sharing these weights."""
-        return SampledPolicy(self, eta)
+        return SampledPolicy(self, eta, noise_scale)
 
     def freeze_early(self, trained_moves: int) -> None:
         """Let a frozen copy of the net, as it now is, make all but the last moves (Ren et al. 2024, section 4.3).
@@ -247,13 +247,17 @@ class SampledPolicy(DeployedPolicy):
     Args:
         policy: the policy; its weights are shared.
         eta: stochasticity of the sampler.
+        noise_scale: what its noise is multiplied by, as CleanDiffuser's temperature does (Dong et al. 2024, arXiv
+            2406.09509); below 1, samples are likelier ones, and what is rare is not done.
     """
 
-    def __init__(self, policy: GenerativePolicy, eta: float) -> None:
+    def __init__(self, policy: GenerativePolicy, eta: float = 0.0, noise_scale: float = 1.0) -> None:
         super().__init__()
-        self.policy, self.eta, self.execute = policy, eta, policy.execute
+        self.policy, self.eta, self.noise_scale, self.execute = policy, eta, noise_scale, policy.execute
         self.noise_shape = policy.action_shape if eta == 0 else (policy.steps + 1, *policy.action_shape)
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, *noise_shape) to actions (N, H, D) in env units."""
+        if noise is not None and self.noise_scale != 1:
+            noise = self.noise_scale * noise
         return self.policy.action_normalizer.inverse(self.policy.sample(obs, noise, eta=self.eta))

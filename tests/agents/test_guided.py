@@ -127,6 +127,18 @@ def test_a_candidate_acts_as_its_value_says(make_policy, temperature):
     torch.testing.assert_close(taken, expected, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize(("candidates", "aggregation"), [(1, "min"), (16, "min"), (16, "mean")])
+def test_less_noise_acts_where_that_is_asked_for(make_policy, candidates, aggregation):
+    agent, acted = dql(make_policy, candidates=candidates, aggregation=aggregation, temperature=0.0), {}
+    agent.critic_steps, obs = 1, torch.randn(6, 3)
+    noise = agent.deploy().sample_noise(6)
+    for scale in (1.0, 0.5):
+        agent.config = dataclasses.replace(agent.config, noise_scale=scale)
+        with torch.no_grad():
+            acted[scale] = agent.deploy()(obs, noise / scale)
+    torch.testing.assert_close(acted[0.5], acted[1.0])
+
+
 LEARNERS = {
     "dql": lambda make: dql(make, candidates=1, steps=200, eta=2.0),
     "edp": lambda make: dql(make, candidates=1, steps=200, one_pass=True, eta=10.0),
@@ -182,7 +194,9 @@ def test_exploring_adds_noise_to_what_is_deployed():
         (lambda make: dql(make, temperature=-1), "temperature=-1 must not be negative"),
         (lambda make: dql(make, max_backup=0), "max_backup=0 must be above 0"),
         (lambda make: dql(make, exploration=-0.1), "exploration=-0.1 must not be negative"),
-        (lambda make: TD3BCConfig(candidates=2), "set candidates=1 and max_backup=1"),
+        (lambda make: TD3BCConfig(candidates=2), "set candidates=1, max_backup=1 and noise_scale=1"),
+        (lambda make: TD3BCConfig(noise_scale=0.5), "set candidates=1, max_backup=1 and noise_scale=1"),
+        (lambda make: dql(make, noise_scale=-1), "noise_scale=-1 must not be negative"),
         (lambda make: TD3BCConfig(smoothing=-1.0), "smoothing=-1.0 must not be negative"),
         (
             lambda make: TD3BC(make(RectifiedFlow(), 4, 1, 1), TD3BCConfig(), iterations=1, seed=0),

@@ -195,6 +195,7 @@ def frozen():
             lambda: policy(DDPM(LEVELS, "vp", "x0", None)).deploy(),
             "LeRobot has no schedule vp; train with policy.process.schedule=cosine",
         ),
+        (lambda: policy().deploy(noise_scale=0.5), "LeRobot samples from all of the noise, but not from 0.5 of it"),
         (lambda: policy().deploy(0.5), "LeRobot has DDIM and DDPM, eta 0 and 1, but not 0.5"),
         (lambda: policy(DDPM(LEVELS)).deploy(), "LeRobot's DDIM clips otherwise; train with policy.process.clip=null"),
         (lambda: policy(time_scale=100.0).deploy(), "train with policy.net.time_scale=4, sinusoidal"),
