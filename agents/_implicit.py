@@ -97,11 +97,6 @@ class ImplicitValues(Stateful):
         """Of the critics and of the state value."""
         return self.critics.optimizer, self.optimizer
 
-    @torch.no_grad()
-    def judge(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Q(s, a) of the target critics and V(s), (B,) each, at features (B, F) and actions (B, A, D)."""
-        return self.reduce(self.critics.target(features, action)), self.value(features).squeeze(-1)
-
     def learn(self, features: Tensor, after: Tensor, action: Tensor, backup: Callable[[Tensor], Tensor]) -> Learned:
         """One gradient step of the state value, and one of the critics.
 

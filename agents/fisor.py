@@ -45,8 +45,6 @@ class FISORConfig(ImplicitConfig):
         max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
         candidates: M, samples to choose from when acting.
         noise_scale: what the noise is multiplied by that acting samples from.
-        values_first: share of the updates in which only values learn; after these they are done, and only the policy
-            learns. 0 to learn both all the time, as the public code does, while what is safe is not known yet.
         choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
             or always the best paid, which leaves safety to what was cloned.
     """
@@ -60,7 +58,6 @@ class FISORConfig(ImplicitConfig):
     max_cost_weight: float = 150.0
     candidates: int = 16
     noise_scale: float = 1.0
-    values_first: float = 0.0
     choice: Choice = "safest"
 
     def __post_init__(self) -> None:
@@ -70,10 +67,6 @@ class FISORConfig(ImplicitConfig):
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
         require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
         require_not_negative(noise_scale=self.noise_scale)
-        if not 0 <= self.values_first < 1:
-            raise UserError(
-                f"values_first={self.values_first} must be from 0 to below 1, to leave updates for the policy"
-            )
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
@@ -98,22 +91,19 @@ class FISOR(ImplicitAgent[FISORConfig]):
         return *super()._critic_optimizers, *self.feasibility.optimizers
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
-        """One step of both values, and one of the policy; of one or the other where values come first."""
+        """One step of both values, and one of the policy."""
         if "costs" not in batch.extras:
             raise UserError("agent=fisor learns from costs, which the data does not have; give data with costs")
         features, after = self._encode(batch)
-        share, first = self.updates / self.iterations, self.config.values_first
-        if first and share >= first:
-            judged = [values.judge(features, batch.action) for values in (self.values, self.feasibility)]
-            return self._clone(batch, fisor_weights(*judged[0], *judged[1], self.config))
         q, value, metrics = self._learn_values(batch, features, after)
         violation = self._violation(batch)
         q_h, value_h, of_safety = self.feasibility.learn(
             features, after, batch.action, lambda following: feasibility_target(violation, batch.discount, following)
         )
+        weights = fisor_weights(q, value, q_h, value_h, self.config)
         metrics |= {f"safety/{name}": figure for name, figure in of_safety.items()}
         metrics["safety/feasible"] = (value_h <= 0).float().mean()
-        return metrics if first else metrics | self._clone(batch, fisor_weights(q, value, q_h, value_h, self.config))
+        return metrics | self._clone(batch, weights)
 
     def _violation(self, batch: Decisions) -> Tensor:
         """How much decisions violate, h (B,)."""

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 
 import pytest
@@ -132,32 +131,6 @@ def test_what_ends_an_episode_violates_only_where_that_is_not_safe(make_policy, 
     data.extras["costs"] = torch.tensor([[0.0], [0.0], [1.0]])
     violation = fisor(make_policy, ends_safely=ends_safely)._violation(data)
     torch.testing.assert_close(violation, torch.tensor([-1.0, ended, 25.0]))
-
-
-def test_values_that_come_first_are_done_when_the_policy_learns(make_policy, monkeypatch):
-    agent, weighed, moved = fisor(make_policy, values_first=0.5, steps=3), [], []
-    agent.iterations, clone = 4, agent._clone
-    monkeypatch.setattr(agent, "_clone", lambda data, weights: weighed.append((data, weights)) or clone(data, weights))
-    parts = agent.base.online, agent.values.critics.online, agent.values.value, agent.feasibility.critics.target
-    for _ in range(4):
-        before = [copy.deepcopy(list(part.parameters())) for part in parts]
-        learned(agent, corners(rows=64, costs=torch.tensor([0.0, 0.0, 1.0, 1.0])), updates=1)
-        pairs = [zip(part.parameters(), held, strict=True) for part, held in zip(parts, before, strict=True)]
-        moved.append([any(not torch.equal(*pair) for pair in of_part) for of_part in pairs])
-    assert moved == [[False, True, True, True]] * 2 + [[True, False, False, False]] * 2
-    assert len(weighed) == agent.gradient_steps == 6
-    data, weights = weighed[-1]
-    both = agent.values, agent.feasibility
-    with torch.no_grad():
-        q, q_h = (values.critics.target(data.obs, data.action) for values in both)
-        value, value_h = (values.value(data.obs).squeeze(-1) for values in both)
-    torch.testing.assert_close(weights, fisor_weights(q.amin(0), value, q_h.amax(0), value_h, agent.config))
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_values_must_leave_something_to_the_policy(share):
-    with pytest.raises(UserError, match=f"values_first={share} must be from 0 to below 1"):
-        FISORConfig(values_first=share)
 
 
 def test_data_without_costs_is_refused(make_policy):
