@@ -92,11 +92,6 @@ class ImplicitValues(Stateful):
         self.value = MLP(features, config.critic_hidden, 1, "relu", config.layer_norm).to(device)
         self.optimizer, self.expectile, self.reduce = adamw(self.value, config.critic_lr), expectile, reduce
 
-    @property
-    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Of the critics and of the state value."""
-        return self.critics.optimizer, self.optimizer
-
     def learn(self, features: Tensor, after: Tensor, action: Tensor, backup: Callable[[Tensor], Tensor]) -> Learned:
         """One gradient step of the state value, and one of the critics.
 
@@ -155,10 +150,6 @@ class ImplicitAgent(OfflineAgent[Settings]):
     @property
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         return self.base.optimizer
-
-    @property
-    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return self.values.optimizers
 
     def _learn_values(self, batch: Decisions, features: Tensor, after: Tensor) -> Learned:
         """One step of the values of reward."""

@@ -25,7 +25,6 @@ class OfflineConfig(ReplayConfig):
     Attributes:
         policy_lr: learning rate of the policy.
         policy_final_lr: the same at the end of half a cosine from policy_lr; None to stay there.
-        critic_final_lr: the same of everything that learns values, from critic_lr.
         exploration: std of the noise on deployed actions while exploring online, in normalised units.
     """
 
@@ -33,16 +32,14 @@ class OfflineConfig(ReplayConfig):
     tau: float = 0.02
     policy_lr: float = 3e-4
     policy_final_lr: float | None = None
-    critic_final_lr: float | None = None
     exploration: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse settings that leave nothing to learn from."""
         super().__post_init__()
         require_positive(policy_lr=self.policy_lr)
-        for name in ("policy_final_lr", "critic_final_lr"):
-            if (lr := getattr(self, name)) is not None:
-                require_not_negative(**{name: lr})
+        if self.policy_final_lr is not None:
+            require_not_negative(policy_final_lr=self.policy_final_lr)
         if self.mixing == "none":
             raise UserError("mixing=none leaves no data to learn from offline; use mixing=half or proportional")
         require_not_negative(exploration=self.exploration)
@@ -62,20 +59,11 @@ class OfflineAgent(ReplayAgent, Generic[Settings]):
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         """What ``policy_lr`` is the learning rate of."""
 
-    @property
-    @abstractmethod
-    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """What ``critic_lr`` is the learning rate of."""
-
     def update(self, buffer: Experience) -> Mapping[str, Tensor]:
-        """As ``ReplayAgent`` does, at the learning rates of now."""
-        config, progress = self.config, self.updates / self.iterations
-        for optimizers, start, end in (
-            ((self._policy_optimizer,), config.policy_lr, config.policy_final_lr),
-            (self._critic_optimizers, config.critic_lr, config.critic_final_lr),
-        ):
-            for optimizer in optimizers if end is not None else ():
-                set_lr(optimizer, cosine(progress, start, end))
+        """As ``ReplayAgent`` does, at the policy's learning rate of now."""
+        start, end = self.config.policy_lr, self.config.policy_final_lr
+        if end is not None:
+            set_lr(self._policy_optimizer, cosine(self.updates / self.iterations, start, end))
         return super().update(buffer)
 
     def _decision(self, obs: Obs) -> tuple[Tensor, Extras]:

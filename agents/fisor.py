@@ -86,10 +86,6 @@ class FISOR(ImplicitAgent[FISORConfig]):
         shape, expectile = policy.action_shape, 1 - config.expectile
         self.feasibility = ImplicitValues(policy.features, shape, config, policy.device, expectile, lambda q: q.amax(0))
 
-    @property
-    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return *super()._critic_optimizers, *self.feasibility.optimizers
-
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of both values, and one of the policy."""
         if "costs" not in batch.extras:

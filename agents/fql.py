@@ -73,10 +73,6 @@ class FQL(OfflineAgent[FQLConfig]):
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer
 
-    @property
-    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return (self.critics.optimizer,)
-
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics and of both policies."""
         features, after = self._encode(batch)
