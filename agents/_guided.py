@@ -108,9 +108,11 @@ class Guided(OfflineAgent[Settings]):
 
     def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
         """The cloning loss (), and actions (B, A, D) that carry the policy's gradient."""
-        policy, noise = self.base.online, self._noise(*batch.action.shape)
-        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, features=features, generator=self.generator)
-        return loss.mean(), policy.sample(features, noise, features=features)
+        noise, generator = self._noise(*batch.action.shape), self.generator
+        loss, action = self.base.online.loss_and_sample(
+            batch.obs, batch.action, noise, features=features, mask=batch.mask, generator=generator
+        )
+        return loss.mean(), action
 
     def _deployed(self) -> DeployedPolicy:
         config, critics = self.config, self.critics

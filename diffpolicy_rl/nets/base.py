@@ -105,6 +105,38 @@ class Watched(Standin):
         return pred
 
 
+class Accompanied(Standin):
+    """A net in whose place it can be used, and which takes rows of its own along in the net's differentiated forward.
+
+    One forward of twice the rows takes less time than two.
+
+    Args:
+        net: the net; its weights are shared.
+        x: noisy chunks (B, H, D).
+        t: their start time.
+        s: their stop time.
+        cond: conditions (B, F).
+
+    Attributes:
+        pred: what the net predicted for them, (B, H, D).
+    """
+
+    pred: Tensor
+
+    def __init__(self, net: DenoisingNet, x: Tensor, t: float, s: float, cond: Tensor) -> None:
+        super().__init__(net)
+        self.x, self.cond = x, cond
+        self.t, self.s = (cond.new_full((len(cond),), time) for time in (t, s))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """The net's prediction."""
+        if not torch.is_grad_enabled():
+            return self.net(x, t, s, cond)
+        pairs = ((x, self.x), (t, self.t), (s, self.s), (cond, self.cond))
+        pred, self.pred = self.net(*(torch.cat(pair) for pair in pairs)).tensor_split([len(x)])
+        return pred
+
+
 class Remembering(Standin):
     """A net in whose place it can be used, and which keeps what it was asked last, and its answer.
 

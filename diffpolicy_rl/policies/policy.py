@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.nets.base import Context, DenoisingNet
+from diffpolicy_rl.nets.base import Accompanied, Context, DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.process import Process
 from diffpolicy_rl.policies.std import StdRule
@@ -98,11 +98,18 @@ class GenerativePolicy(nn.Module):
         if noise is None:
             shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
             noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
-        x = noise if eta == 0 else noise[:, 0]
+        if eta == 0:
+            return self._moved(noise, grid, cond)
+        return self._moved(noise[:, 0], grid, cond, eta, noise[:, 1:])
+
+    def _moved(
+        self, x: Tensor, grid: list[float], cond: Tensor, eta: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """Where chunks (B, H, D) are led from the first time of a grid to its last, by moves with noise if given."""
         for k, (net, context) in enumerate(self._moves(grid, cond)):
             x, std = self.process.step(x, net.denoise(x, context), grid[k], grid[k + 1], eta)
-            if std > 0:
-                x = x + std * noise[:, k + 1]
+            if noise is not None and std > 0:
+                x = x + std * noise[:, k]
         return x
 
     def loss(
@@ -136,6 +143,33 @@ class GenerativePolicy(nn.Module):
             t, s = (time.to(action.device) for time in self.process.sample_times(len(action), generator))
         cond = self.encode(obs) if features is None else features
         return self.process.loss(self.net if net is None else net, action, noise, t, s, cond, mask)
+
+    def loss_and_sample(
+        self,
+        obs: Obs,
+        action: Tensor,
+        noise: Tensor,
+        *,
+        features: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``loss`` (B,) on actions, and ``sample`` (B, H, D) from noise, whose first move shares the loss's forward.
+
+        Args:
+            obs: raw observations.
+            action: normalised chunks (B, H, D) to regress on.
+            noise: (B, H, D) to sample from.
+            features: what ``encode(obs)`` gave.
+            mask: see ``loss``.
+            generator: of what the loss draws.
+        """
+        assert self.frozen_net is None
+        grid = self.process.grid(self.steps)
+        net = Accompanied(self.net, noise, grid[0], grid[1], features)
+        loss = self.loss(obs, action, mask=mask, net=net, features=features, generator=generator)
+        x, _ = self.process.step(noise, net.pred, grid[0], grid[1], 0.0)
+        return loss, self._moved(x, grid[1:], features) if self.steps > 1 else x
 
     @torch.no_grad()
     def sample_chain(

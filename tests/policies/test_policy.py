@@ -141,6 +141,22 @@ def test_samples_are_differentiable_in_weights_and_noise(policy):
     assert noise.grad.abs().sum() > 0
 
 
+def test_loss_and_sample_share_a_forward_and_are_what_they_are_alone(policy):
+    obs, action, noise, mask = torch.randn(5, 3), torch.rand(5, 4, 2), torch.randn(5, 4, 2), torch.rand(5, 4) < 0.8
+    mask[:, 0] = True
+    generator = torch.Generator().manual_seed(3)
+    loss, sample = policy.loss_and_sample(
+        obs, action, noise, features=policy.encode(obs), mask=mask, generator=generator
+    )
+    generator.manual_seed(3)
+    torch.testing.assert_close(loss, policy.loss(obs, action, mask=mask, generator=generator))
+    torch.testing.assert_close(sample, policy.sample(obs, noise))
+    together = torch.autograd.grad(loss.mean() + sample.square().mean(), policy.net.action_in.weight)
+    apart = policy.loss(obs, action, mask=mask, generator=generator.manual_seed(3)).mean()
+    apart = apart + policy.sample(obs, noise).square().mean()
+    torch.testing.assert_close(together, torch.autograd.grad(apart, policy.net.action_in.weight))
+
+
 def test_learned_std_stays_in_its_bounds():
     rule = LearnedStd(4, 2, 3, 0.05, 0.3)
     rule.net.layers[-1].bias.data.fill_(50.0)
