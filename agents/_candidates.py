@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffpolicy_rl.agents._base import Stateful, adamw, ema_update
 from diffpolicy_rl.errors import UserError
-from diffpolicy_rl.experience.selectors import gumbel
+from diffpolicy_rl.experience.selectors import argmax, gumbel
 from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs
@@ -153,13 +153,12 @@ class ChosenCandidate(Chooser):
         luck = candidates.new_zeros(candidates.shape[:2])
         if self.temperature > 0:
             luck = self.temperature * gumbel(noise[:, self.candidates :].flatten(2)[..., 0].transpose(0, 1))
-        winner = self._winner(features, candidates, luck)
-        chosen = candidates[winner, torch.arange(winner.shape[0], device=winner.device)]
-        return self.policy.action_normalizer.inverse(chosen)
+        choice = argmax(self._ranks(features, candidates, luck), candidates)
+        return self.policy.action_normalizer.inverse(choice.actions)
 
-    def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
-        """Index (N,) of the candidate (M, N, H, D) whose value, and luck (M, N), are highest."""
-        return (self._value(self.critic(features, candidates)) + luck).argmax(0)
+    def _ranks(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
+        """Values and luck (M, N) together, of which the highest decides among candidates (M, N, H, D)."""
+        return self._value(self.critic(features, candidates)) + luck
 
 
 class LeastValueCandidate(ChosenCandidate):
@@ -188,10 +187,11 @@ class LeastValueCandidate(ChosenCandidate):
     ) -> None:
         super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature, noise_scale)
 
-    def _winner(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
+    def _ranks(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
+        """The same, -inf for those that cannot win."""
         # What is exported must not branch, and a GPU would wait for what to judge next.
         if torch.compiler.is_exporting() or features.device.type != "cpu" or self.critic.heads == 1:
-            return super()._winner(features, candidates, luck)
+            return super()._ranks(features, candidates, luck)
         first, others = (self.critic.frozen_view(heads) for heads in (slice(0, 1), slice(1, None)))
         bound = first(features, candidates)[0] + luck
         value = torch.full_like(bound, -torch.inf)
@@ -205,4 +205,4 @@ class LeastValueCandidate(ChosenCandidate):
         places, rows = ((bound > value.amax(0)) & value.isinf()).nonzero(as_tuple=True)
         if len(places):
             judge(places, rows)
-        return value.argmax(0)
+        return value

@@ -71,10 +71,6 @@ class Guided(OfflineAgent[Settings]):
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         return self.base.optimizer
 
-    @property
-    def _critic_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return (self.critics.optimizer,)
-
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
         features, after = self._encode(batch)

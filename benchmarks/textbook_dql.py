@@ -7,6 +7,7 @@ follows every fifth step. Its products are as many.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,6 @@ from diffpolicy_rl.nets.mlp import MLP
 from diffpolicy_rl.policies.ddpm import DDPM
 
 _HIDDEN = (256, 256, 256)
-_GRAD_NORM = 4.0
-_AVERAGE_EVERY = 5
 
 
 class TextbookDQL:
@@ -34,8 +33,11 @@ class TextbookDQL:
         agent: the agent whose weights and settings are copied.
     """
 
+    grad_norm = math.inf
+    average_every = 1  # steps
+
     def __init__(self, agent: DQL) -> None:
-        policy, self.config = agent.policy, agent.config
+        policy, self.config, self.learned = agent.policy, agent.config, 0
         assert isinstance(policy.process, DDPM)
         self.steps, self.process, self.action_shape = policy.steps, policy.process, policy.action_shape
         self.normalizer, self.generator = copy.deepcopy(policy.obs_normalizer), copy.deepcopy(agent.generator)
@@ -66,7 +68,9 @@ class TextbookDQL:
         value = values[int(torch.randint(len(values), (1,), generator=self.generator))]
         self.descend(0, cloning - self.config.eta * value.mean() / value.abs().mean().detach())
         self.follow(self.targets, self.critics, self.config.tau)
-        self.follow(self.average, self.net, self.config.policy_tau)
+        if self.learned % self.average_every == 0:
+            self.follow(self.average, self.net, self.config.policy_tau)
+        self.learned += 1
 
     def sample_noise(self, rows: int) -> Tensor:
         """Noise (N, 2M, A, D) for decisions."""
@@ -119,11 +123,15 @@ class TextbookDQL:
 
     def descend(self, index: int, loss: Tensor) -> None:
         """One step of one of the optimisers."""
-        self.optimizers[index].zero_grad()
+        optimizer = self.optimizers[index]
+        optimizer.zero_grad()
         loss.backward()
-        self.optimizers[index].step()
+        if self.grad_norm < math.inf:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.grad_norm)
+        optimizer.step()
 
-    def follow(self, slow: nn.Module, fast: nn.Module, tau: float) -> None:
+    @staticmethod
+    def follow(slow: nn.Module, fast: nn.Module, tau: float) -> None:
         """Move a copy towards what it follows."""
         for mine, other in zip(slow.parameters(), fast.parameters(), strict=True):
             mine.data.copy_(tau * other.data + (1 - tau) * mine.data)
@@ -153,6 +161,9 @@ class PublicDQL(TextbookDQL):
         agent: whose task, settings and noise schedule are taken.
     """
 
+    grad_norm = 4.0
+    average_every = 5
+
     def __init__(self, agent: DQL) -> None:
         super().__init__(agent)
         obs_dim, size = agent.policy.features, self.action_shape[0] * self.action_shape[1]
@@ -164,7 +175,6 @@ class PublicDQL(TextbookDQL):
         self.targets.load_state_dict(self.critics.state_dict())
         learners = ((self.net, self.config.policy_lr), (self.critics, self.config.critic_lr))
         self.optimizers = [torch.optim.Adam(module.parameters(), lr) for module, lr in learners]
-        self.learned = 0
         beta = torch.tensor(self.process.betas, dtype=torch.float64)
         after = (1 - beta).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
@@ -190,24 +200,6 @@ class PublicDQL(TextbookDQL):
     def std(self, level: Tensor) -> Tensor:
         """Standard deviations (B, 1, 1) of the posterior at levels (B,), 0 for the last move."""
         return (level > 0).view(-1, 1, 1) * (0.5 * _rows(self.log_variance, level)).exp()
-
-    def learn(self, batch: Decisions) -> None:
-        """Critics, policy, and what follows them."""
-        super().learn(batch)
-        self.learned += 1
-
-    def descend(self, index: int, loss: Tensor) -> None:
-        """One step of one of the optimisers, with clipped gradients."""
-        optimizer = self.optimizers[index]
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], _GRAD_NORM)
-        optimizer.step()
-
-    def follow(self, slow: nn.Module, fast: nn.Module, tau: float) -> None:
-        """Move a copy towards what it follows, where its turn has come."""
-        if slow is self.targets or self.learned % _AVERAGE_EVERY == 0:
-            super().follow(slow, fast, tau)
 
 
 def _rows(table: Tensor, level: Tensor) -> Tensor:

@@ -285,7 +285,7 @@ class SampledPolicy(DeployedPolicy):
             2406.09509); below 1, samples are likelier ones, and what is rare is not done.
     """
 
-    def __init__(self, policy: GenerativePolicy, eta: float = 0.0, noise_scale: float = 1.0) -> None:
+    def __init__(self, policy: GenerativePolicy, eta: float, noise_scale: float) -> None:
         super().__init__()
         self.policy, self.eta, self.noise_scale, self.execute = policy, eta, noise_scale, policy.execute
         self.noise_shape = policy.action_shape if eta == 0 else (policy.steps + 1, *policy.action_shape)
