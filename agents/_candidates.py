@@ -21,7 +21,7 @@ def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
     Args:
         policy: the policy.
         features: (B, F), encoded once for all of them.
-        noise: (M, B, H, D), standard normal.
+        noise: (M, B, H, D), what each is made of.
 
     Returns:
         Normalised chunks (M, B, H, D).
@@ -126,7 +126,6 @@ class ChosenCandidate(Chooser):
         value: from these to those that choose (M, N).
         candidates: M.
         temperature: T; 0 for the best.
-        noise_scale: see ``SampledPolicy``.
     """
 
     def __init__(
@@ -136,10 +135,9 @@ class ChosenCandidate(Chooser):
         value: Callable[[Tensor], Tensor],
         candidates: int,
         temperature: float = 0.0,
-        noise_scale: float = 1.0,
     ) -> None:
         super().__init__(policy, critic, value, (candidates * (1 + (temperature > 0)), *policy.action_shape))
-        self.candidates, self.temperature, self.noise_scale = candidates, temperature, noise_scale
+        self.candidates, self.temperature = candidates, temperature
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units.
@@ -149,7 +147,8 @@ class ChosenCandidate(Chooser):
         """
         assert noise is not None
         features = self.policy.encode(obs)
-        candidates = draw(self.policy, features, self.noise_scale * noise[:, : self.candidates].transpose(0, 1))
+        noises = self.policy.scaled(noise[:, : self.candidates].transpose(0, 1))
+        candidates = draw(self.policy, features, noises)
         luck = candidates.new_zeros(candidates.shape[:2])
         if self.temperature > 0:
             luck = self.temperature * gumbel(noise[:, self.candidates :].flatten(2)[..., 0].transpose(0, 1))
@@ -172,7 +171,6 @@ class LeastValueCandidate(ChosenCandidate):
         critic: E heads.
         candidates: M.
         temperature: T; 0 for the best.
-        noise_scale: see ``SampledPolicy``.
     """
 
     critic: CriticEnsemble
@@ -183,9 +181,8 @@ class LeastValueCandidate(ChosenCandidate):
         critic: CriticEnsemble,
         candidates: int,
         temperature: float = 0.0,
-        noise_scale: float = 1.0,
     ) -> None:
-        super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature, noise_scale)
+        super().__init__(policy, critic, lambda values: values.amin(0), candidates, temperature)
 
     def _ranks(self, features: Tensor, candidates: Tensor, luck: Tensor) -> Tensor:
         """The same, -inf for those that cannot win."""

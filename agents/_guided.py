@@ -30,7 +30,6 @@ class GuidedConfig(OfflineConfig):
         policy_every: critic steps per step of the policy.
         candidates: M, samples to choose from when acting.
         temperature: T, one is taken with probability proportional to exp(Q / T); 0 for the one with the highest value.
-        noise_scale: what the noise is multiplied by that acting samples from.
         max_backup: samples at the next observation, of which the best counts in TD targets.
     """
 
@@ -39,7 +38,6 @@ class GuidedConfig(OfflineConfig):
     policy_every: int = 1
     candidates: int = 16
     temperature: float = 1.0
-    noise_scale: float = 1.0
     max_backup: int = 1
 
     def __post_init__(self) -> None:
@@ -47,7 +45,7 @@ class GuidedConfig(OfflineConfig):
         super().__post_init__()
         require_positive(policy_tau=self.policy_tau, policy_every=self.policy_every)
         require_positive(candidates=self.candidates, max_backup=self.max_backup)
-        require_not_negative(eta=self.eta, temperature=self.temperature, noise_scale=self.noise_scale)
+        require_not_negative(eta=self.eta, temperature=self.temperature)
 
 
 Settings = TypeVar("Settings", bound=GuidedConfig)
@@ -113,8 +111,8 @@ class Guided(OfflineAgent[Settings]):
     def _deployed(self) -> DeployedPolicy:
         config, critics = self.config, self.critics
         if config.candidates == 1:
-            return self.policy.deploy(noise_scale=config.noise_scale)
-        how = config.candidates, config.temperature, config.noise_scale
+            return self.policy.deploy()
+        how = config.candidates, config.temperature
         if config.aggregation == "min":
             return LeastValueCandidate(self.policy, critics.target, *how)
         return ChosenCandidate(self.policy, critics.target, critics.hope, *how)

@@ -55,7 +55,7 @@ class StudentAgent(CloningAgent):
         """Take a teacher, without the noise of its single moves: only what it starts from tells its samples apart."""
         assert not teacher.per_step
         if isinstance(teacher, SampledPolicy):
-            teacher = teacher.policy.deploy(noise_scale=teacher.noise_scale)
+            teacher = teacher.policy.deploy()
         self.teacher = teacher
 
     @torch.inference_mode()

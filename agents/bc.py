@@ -16,7 +16,6 @@ from diffpolicy_rl.experience.buffers import Demonstrations
 from diffpolicy_rl.nets.base import Watched
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.policies.process import dispersive_loss
-from diffpolicy_rl.types import DeployedPolicy
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,16 @@ class BCConfig(CloningConfig):
     Attributes:
         dispersive: weight of the dispersive loss on the net's hidden features; D2PPO takes 0.3 to 0.9.
         temperature: its temperature.
-        noise_scale: what the noise is multiplied by that acting samples from.
     """
 
     dispersive: float = 0.0
     temperature: float = 0.5
-    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse settings that no update could be made with."""
         super().__post_init__()
         require_positive(temperature=self.temperature)
-        require_not_negative(dispersive=self.dispersive, noise_scale=self.noise_scale)
+        require_not_negative(dispersive=self.dispersive)
 
 
 class BC(CloningAgent):
@@ -69,7 +66,3 @@ class BC(CloningAgent):
             total = loss + self.config.dispersive * spread
             metrics["dispersive"] = spread.detach()
         return metrics | {"grad_norm": self._descend(total)}
-
-    def deploy(self) -> DeployedPolicy:
-        """The averaged policy."""
-        return self.policy.deploy(noise_scale=self.config.noise_scale)

@@ -89,7 +89,7 @@ class EXPO(ReplayAgent):
         """The candidates (B, A, D) that the target critics prefer, and which of them are edited (B,) bool."""
         config = self.config
         noise = self._noise(2 * config.candidates, len(features), *base.action_shape)
-        candidates = _candidates(base, self.edit.actor, features, noise)
+        candidates = _candidates(base, self.edit.actor, features, *noise.chunk(2))
         choice = argmax(self.critics.target_value(features, candidates, self.generator), candidates)
         return choice.actions, choice.indices >= config.candidates
 
@@ -141,7 +141,8 @@ class ChosenPolicy(Chooser):
         """
         assert noise is not None
         features = self.policy.encode(obs)
-        candidates = _candidates(self.policy, self.edit, features, noise.transpose(0, 1))
+        of_samples, of_edits = noise.transpose(0, 1).chunk(2)
+        candidates = _candidates(self.policy, self.edit, features, self.policy.scaled(of_samples), of_edits)
         choice = argmax(self._value(self.critic(features, candidates)), candidates)
         return self.policy.action_normalizer.inverse(choice.actions)
 
@@ -152,8 +153,9 @@ def joined(features: Tensor, action: Tensor) -> Tensor:
     return torch.cat([features.expand(*leading, -1), action.flatten(-2)], dim=-1)
 
 
-def _candidates(base: GenerativePolicy, edit: TanhGaussian, features: Tensor, noise: Tensor) -> Tensor:
-    """M samples and an edited version of each (2M, B, A, D), at features (B, F), from noise (2M, B, A, D)."""
-    of_samples, of_edits = noise.chunk(2)
+def _candidates(
+    base: GenerativePolicy, edit: TanhGaussian, features: Tensor, of_samples: Tensor, of_edits: Tensor
+) -> Tensor:
+    """M samples and an edited version of each (2M, B, A, D), at features (B, F), from noise (M, B, A, D) of both."""
     samples = draw(base, features, of_samples)
     return torch.cat([samples, samples + edit.sample(joined(features, samples), of_edits)[0]])

@@ -44,7 +44,6 @@ class FISORConfig(ImplicitConfig):
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
         candidates: M, samples to choose from when acting.
-        noise_scale: what the noise is multiplied by that acting samples from.
         choice: always the safest of them; the best paid of those that can be kept safe, and the safest where none can;
             or always the best paid, which leaves safety to what was cloned.
     """
@@ -57,7 +56,6 @@ class FISORConfig(ImplicitConfig):
     max_reward_weight: float = 100.0
     max_cost_weight: float = 150.0
     candidates: int = 16
-    noise_scale: float = 1.0
     choice: Choice = "safest"
 
     def __post_init__(self) -> None:
@@ -66,7 +64,6 @@ class FISORConfig(ImplicitConfig):
         require_positive(violation=self.violation, candidates=self.candidates)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
         require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
-        require_not_negative(noise_scale=self.noise_scale)
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
@@ -115,8 +112,7 @@ class FISOR(ImplicitAgent[FISORConfig]):
             "best": (Judge(reward, feasibility), best),
             "rewarding": (reward, pay),
         }[self.config.choice]
-        config = self.config
-        return ChosenCandidate(self.policy, critic, value, config.candidates, noise_scale=config.noise_scale)
+        return ChosenCandidate(self.policy, critic, value, self.config.candidates)
 
 
 class Judge(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffpolicy_rl.agents._candidates import LeastValueCandidate
 from diffpolicy_rl.agents._implicit import ImplicitAgent, ImplicitConfig
-from diffpolicy_rl.errors import require_not_negative, require_positive
+from diffpolicy_rl.errors import require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.types import DeployedPolicy
 
@@ -21,17 +21,14 @@ class IDQLConfig(ImplicitConfig):
 
     Attributes:
         candidates: M, samples to choose from when acting.
-        noise_scale: what the noise is multiplied by that acting samples from.
     """
 
     candidates: int = 16
-    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse no candidates."""
         super().__post_init__()
         require_positive(candidates=self.candidates)
-        require_not_negative(noise_scale=self.noise_scale)
 
 
 class IDQL(ImplicitAgent[IDQLConfig]):
@@ -44,5 +41,4 @@ class IDQL(ImplicitAgent[IDQLConfig]):
         return self._learn_values(batch, *self._encode(batch)).metrics | self._clone(batch)
 
     def _deployed(self) -> DeployedPolicy:
-        config, critics = self.config, self.values.critics
-        return LeastValueCandidate(self.policy, critics.target, config.candidates, noise_scale=config.noise_scale)
+        return LeastValueCandidate(self.policy, self.values.critics.target, self.config.candidates)

@@ -186,7 +186,7 @@ class OptimisedPolicy(DeployedPolicy):
         """Map raw observations (N, O) and noise (N, M, H, D) to actions (N, H, D) in env units."""
         assert noise is not None
         features = self.policy.encode(obs)
-        candidates = draw(self.policy, features, noise.transpose(0, 1))
+        candidates = draw(self.policy, features, self.policy.scaled(noise.transpose(0, 1)))
         actions, values = optimised(self.critic, self.config, features, candidates)
         return self.policy.action_normalizer.inverse(argmax(values, actions).actions)
 

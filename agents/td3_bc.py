@@ -31,11 +31,8 @@ class TD3BCConfig(GuidedConfig):
         super().__post_init__()
         require_positive(smoothing_clip=self.smoothing_clip)
         require_not_negative(smoothing=self.smoothing)
-        if self.candidates > 1 or self.max_backup > 1 or self.noise_scale != 1:
-            raise UserError(
-                "agent=td3_bc has one action per observation, without noise; set candidates=1, max_backup=1 and "
-                "noise_scale=1"
-            )
+        if self.candidates > 1 or self.max_backup > 1:
+            raise UserError("agent=td3_bc has one action per observation; set candidates=1 and max_backup=1")
 
 
 class TD3BC(Guided[TD3BCConfig]):

@@ -103,11 +103,12 @@ def summarize(run: Path, config: TrainConfig) -> dict[str, Any]:
 
     A curve's ``x`` counts ``env steps``, or ``gradient steps`` where a run made no env steps.
     """
-    chosen = {"steps": 1 if agent_of(config) == "FQL" else config.policy.steps}  # which acts with its one-step policy
+    steps = 1 if agent_of(config) == "FQL" else config.policy.steps  # FQL acts with its one-step policy
+    chosen: dict[str, Any] = {"steps": steps}
     if config.agent.get("candidates", 1) > 1:
         chosen |= {key: config.agent[key] for key in ("candidates", "temperature", "choice") if key in config.agent}
-    if config.agent.get("noise_scale", 1) != 1:
-        chosen["noise_scale"] = config.agent["noise_scale"]
+    if config.policy.noise_scale != 1:
+        chosen["noise_scale"] = config.policy.noise_scale
     return provenance(run) | evaluations(run) | {"sampling": chosen, "curve": _curve(run, config)}
 
 

@@ -1,5 +1,6 @@
 """From a teacher's run folder to a student's, on the command line."""
 
+import dataclasses
 import json
 
 import pytest
@@ -44,7 +45,9 @@ def test_student_starts_with_the_weights_of_a_flow_and_its_normalisers(teacher, 
     from diffpolicy_rl.training.students import student_config
 
     settings = read_config(teacher)
+    settings = dataclasses.replace(settings, policy=dataclasses.replace(settings.policy, noise_scale=0.5))
     config = student_config(str(teacher), "last", "regress", settings, load(teacher), 480, 3)
+    assert config.policy.noise_scale == 1  # it learns from all of its noise what the teacher makes of half of it
     policy, taught = Trainer(config, tmp_path / "student", False).phase.agent.online, load(teacher).policy
     for mine, theirs in zip(policy.parameters(), taught.net.parameters(), strict=True):
         assert mine.equal(theirs)

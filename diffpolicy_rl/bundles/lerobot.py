@@ -40,9 +40,7 @@ def checkpoint_files(deployed: DeployedPolicy, state_dim: int) -> dict[str, byte
     """
     if not isinstance(deployed, SampledPolicy):
         raise UserError(f"LeRobot has no policy type for {type(deployed).__name__}; export a bundle")
-    policy, eta, scale = deployed.policy, deployed.eta, deployed.noise_scale
-    if scale != 1:
-        raise UserError(f"LeRobot samples from all of the noise, but not from {scale:g} of it; set agent.noise_scale=1")
+    policy, eta = deployed.policy, deployed.eta
     for holds, reason in _conditions(policy, eta):
         if not holds:
             raise UserError(f"LeRobot cannot run this policy: {reason}")
@@ -78,6 +76,8 @@ def _conditions(policy: GenerativePolicy, eta: float) -> Iterator[tuple[bool, st
     yield steps == levels, skips
     known = f"LeRobot has no schedule {process.schedule}; train with policy.process.schedule=cosine"
     yield process.schedule in _SCHEDULES, known
+    part = f"LeRobot samples from all of the noise, but not from {policy.noise_scale:g} of it; set policy.noise_scale=1"
+    yield policy.noise_scale == 1, part
     yield eta in (0, 1), f"LeRobot has DDIM and DDPM, eta 0 and 1, but not {eta:g}"
     yield eta == 1 or process.clip is None, "LeRobot's DDIM clips otherwise; train with policy.process.clip=null"
     counts = isinstance(wave, SinusoidalEmbedding) and bool(wave.frequencies[0] == levels)

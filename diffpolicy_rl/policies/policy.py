@@ -32,6 +32,8 @@ class GenerativePolicy(nn.Module):
         execute: A <= H, how many actions of a chunk are executed.
         steps: K.
         history: To, observations the policy sees.
+        noise_scale: what drawn noise is multiplied by, as by CleanDiffuser's temperature (Dong et al. 2024, arXiv
+            2406.09509); below 1, samples are likelier ones. Noise that an agent gives to learn from stays as it is.
 
     Attributes:
         features: F, width of the condition features.
@@ -51,13 +53,14 @@ class GenerativePolicy(nn.Module):
         execute: int,
         steps: int,
         history: int = 1,
+        noise_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not 1 <= execute <= horizon:
             raise UserError(f"policy.execute={execute} must lie between 1 and policy.horizon={horizon}")
         self.net, self.process = net, process
         self.obs_normalizer, self.action_normalizer = obs_normalizer, action_normalizer
-        self.horizon, self.execute, self.steps = horizon, execute, steps
+        self.horizon, self.execute, self.steps, self.noise_scale = horizon, execute, steps, noise_scale
         self.action_shape = (horizon, len(action_normalizer.shift))
         self.features = history * obs_normalizer.shift.numel()
         self.frozen_net, self.frozen_until, self.std_rule = None, 0.0, None
@@ -87,7 +90,7 @@ class GenerativePolicy(nn.Module):
 
         Args:
             obs: raw observations.
-            noise: standard normal, (B, H, D) if eta = 0, else (B, K+1, H, D): the initial noise and every move's.
+            noise: (B, H, D) if eta = 0, else (B, K+1, H, D): the initial noise and every move's; drawn if not given.
             steps: K, by default the policy's own.
             eta: 0 for DDIM or the flow's ODE, 1 for DDPM.
             features: what ``encode(obs)`` gave, to encode once for several samples.
@@ -97,7 +100,7 @@ class GenerativePolicy(nn.Module):
         grid = self.process.grid(steps or self.steps)
         if noise is None:
             shape = self.action_shape if eta == 0 else (len(grid), *self.action_shape)
-            noise = torch.randn((len(cond), *shape), generator=generator).to(cond.device)
+            noise = self.scaled(torch.randn((len(cond), *shape), generator=generator).to(cond.device))
         if eta == 0:
             return self._moved(noise, grid, cond)
         return self._moved(noise[:, 0], grid, cond, eta, noise[:, 1:])
@@ -187,7 +190,7 @@ class GenerativePolicy(nn.Module):
 
         Args:
             obs: raw observations.
-            noise: the chain's first state (B, H, D), standard normal if not given.
+            noise: the chain's first state (B, H, D); drawn if not given.
             start: index of the first move.
             stop: index after the last move, K by default.
             generator: CPU generator for what is drawn.
@@ -201,7 +204,7 @@ class GenerativePolicy(nn.Module):
         unit = torch.randn(shape, generator=generator).to(cond.device).transpose(0, 1).contiguous()
         unit[1:].clamp_(-rule.noise_clip, rule.noise_clip)
         states = torch.empty_like(unit)
-        states[0] = unit[0] if noise is None else noise
+        states[0] = self.scaled(unit[0]) if noise is None else noise
         befores, afters, units = states[:-1].unbind(), states[1:].unbind(), unit[1:].unbind()
         scales = stds.unbind(1)
         for k, (net, context) in enumerate(self._moves(grid, cond)):
@@ -223,15 +226,18 @@ class GenerativePolicy(nn.Module):
         t, s = self._times(grid, states.device)
         before, after = states[:, :-1], states[:, 1:]
         pred = self.net.denoise(before, self.net.context(t.to(cond.dtype), s.to(cond.dtype), cond.unsqueeze(1)))
-        rule = self.std_rule
-        assert rule is not None
-        mean, _ = self.process.step(before, pred, t.view(-1, 1, 1), s.view(-1, 1, 1), rule.eta)
+        assert self.std_rule is not None
+        mean, _ = self.process.step(before, pred, t.view(-1, 1, 1), s.view(-1, 1, 1), self.std_rule.eta)
         log_std = stds.log() + _HALF_LOG_2PI
         return -0.5 * ((after - mean) / stds).square() - log_std, log_std + 0.5
 
-    def deploy(self, eta: float = 0.0, noise_scale: float = 1.0) -> "SampledPolicy":
+    def scaled(self, noise: Tensor) -> Tensor:
+        """What samples are drawn from, of standard normal noise."""
+        return noise if self.noise_scale == 1 else self.noise_scale * noise
+
+    def deploy(self, eta: float = 0.0) -> "SampledPolicy":
         """The policy as it is shipped, sharing these weights."""
-        return SampledPolicy(self, eta, noise_scale)
+        return SampledPolicy(self, eta)
 
     def freeze_early(self, trained_moves: int) -> None:
         """Let a frozen copy of the net, as it now is, make all but the last moves (Ren et al. 2024, section 4.3).
@@ -281,17 +287,14 @@ class SampledPolicy(DeployedPolicy):
     Args:
         policy: the policy; its weights are shared.
         eta: stochasticity of the sampler.
-        noise_scale: what its noise is multiplied by, as CleanDiffuser's temperature does (Dong et al. 2024, arXiv
-            2406.09509); below 1, samples are likelier ones, and what is rare is not done.
     """
 
-    def __init__(self, policy: GenerativePolicy, eta: float, noise_scale: float) -> None:
+    def __init__(self, policy: GenerativePolicy, eta: float) -> None:
         super().__init__()
-        self.policy, self.eta, self.noise_scale, self.execute = policy, eta, noise_scale, policy.execute
+        self.policy, self.eta, self.execute = policy, eta, policy.execute
         self.noise_shape = policy.action_shape if eta == 0 else (policy.steps + 1, *policy.action_shape)
 
     def forward(self, obs: Obs, noise: Tensor | None) -> Tensor:
         """Map raw observations (N, O) and noise (N, *noise_shape) to actions (N, H, D) in env units."""
-        if noise is not None and self.noise_scale != 1:
-            noise = self.noise_scale * noise
-        return self.policy.action_normalizer.inverse(self.policy.sample(obs, noise, eta=self.eta))
+        start = None if noise is None else self.policy.scaled(noise)
+        return self.policy.action_normalizer.inverse(self.policy.sample(obs, start, eta=self.eta))

@@ -11,6 +11,7 @@ from diffpolicy_rl.data.formats import open_source
 from diffpolicy_rl.data.transitions import ReadOptions, Transitions, load
 from diffpolicy_rl.envs.make import make_env
 from diffpolicy_rl.errors import UserError
+from diffpolicy_rl.policies.gaussian import Gaussian
 from diffpolicy_rl.policies.normalize import Normalizer
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.streams import stream
@@ -59,12 +60,15 @@ def build_policy(config: PolicyConfig, spec: Spec, seed: int) -> GenerativePolic
     *stack, obs_dim = spec.obs_shape
     history = stack[0] if stack else 1
     process = target(config.process["_target_"])(**arguments(config.process))
+    if config.noise_scale != 1 and isinstance(process, Gaussian):
+        raise UserError(f"policy.noise_scale={config.noise_scale}, but a Gaussian policy does not start from noise")
     shapes = (config.horizon, spec.action_dim, history * obs_dim, process.two_times)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(_WEIGHTS, seed).initial_seed())
         net = target(config.net["_target_"])(*shapes, **arguments(config.net))
     normalizers = Normalizer((obs_dim,)), Normalizer((spec.action_dim,))
-    return GenerativePolicy(net, process, *normalizers, config.horizon, config.execute, config.steps, history)
+    how = config.horizon, config.execute, config.steps, history, config.noise_scale
+    return GenerativePolicy(net, process, *normalizers, *how)
 
 
 def build_agent(component: Component, policy: GenerativePolicy, iterations: int, seed: int) -> Agent:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffpolicy_rl.cli import build, convert
-from diffpolicy_rl.errors import UserError, did_you_mean, require_positive
+from diffpolicy_rl.errors import UserError, did_you_mean, require_not_negative, require_positive
 
 Component = dict[str, Any]
 """A class by name under ``_target_``, and its arguments."""
@@ -71,6 +71,7 @@ class PolicyConfig:
         steps: K, sampling steps.
         horizon: H, actions predicted.
         execute: A, actions executed.
+        noise_scale: what the noise is multiplied by that acting samples from.
         obs_norm: normalisation of observations.
         action_norm: normalisation of actions.
     """
@@ -80,12 +81,14 @@ class PolicyConfig:
     steps: int = 4
     horizon: int = 4
     execute: int = 4
+    noise_scale: float = 1.0
     obs_norm: Literal["min_max", "z_score"] = "z_score"
     action_norm: Literal["min_max", "z_score"] = "min_max"
 
     def __post_init__(self) -> None:
         """Refuse a policy of no steps or no actions."""
         require_positive(steps=self.steps, horizon=self.horizon, execute=self.execute)
+        require_not_negative(noise_scale=self.noise_scale)
 
 
 @dataclass(frozen=True)

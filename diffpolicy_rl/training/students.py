@@ -84,7 +84,7 @@ def _one_step(teaching: PolicyConfig, method: str, process: str, noise: bool) ->
         net = net | {"time_scale": 3.0}
     same = teaching.process["_target_"] == target
     one = complete(teaching.process if same else {"_target_": target}, "policy.process.")
-    return dataclasses.replace(teaching, steps=1, net=complete(net, "policy.net."), process=one)
+    return dataclasses.replace(teaching, steps=1, noise_scale=1.0, net=complete(net, "policy.net."), process=one)
 
 
 def load_teacher(config: TrainConfig) -> DeployedPolicy:

@@ -51,13 +51,6 @@ def test_deployed_weights_are_the_average_not_the_raw_ones(make_policy):
     assert agent.deploy().policy is agent.policy
 
 
-def test_less_noise_acts_where_that_is_asked_for(make_policy):
-    agent = BC(make_policy(RectifiedFlow(), 4), BCConfig(noise_scale=0.5), iterations=1, seed=0)
-    obs, noise = torch.randn(6, 3), torch.randn(6, 4, 2)
-    with torch.no_grad():
-        torch.testing.assert_close(agent.deploy()(obs, noise), agent.policy.deploy()(obs, 0.5 * noise))
-
-
 def test_average_is_updated_as_written(make_policy):
     agent = BC(make_policy(RectifiedFlow(), 4), BCConfig(batch=16, steps=10), iterations=2, seed=0)
     start = agent.policy.net.action_in.weight.clone()

@@ -84,13 +84,15 @@ def test_acting_asks_the_average_of_the_base(agent):
     torch.testing.assert_close(action, candidates[values.argmax(0), torch.arange(5)])
 
 
-def test_deployed_is_the_best_candidate_by_the_mean_of_the_target_critics(agent):
-    agent.critic_steps = 1
+@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
+def test_deployed_is_the_best_candidate_by_the_mean_of_the_target_critics(agent, noise_scale):
+    agent.critic_steps, agent.policy.noise_scale = 1, noise_scale
     deployed, obs = agent.deploy(), torch.randn(5, 3)
     assert deployed.noise_shape == (6, 2, 2)
     noise = deployed.sample_noise(5)
     with torch.no_grad():
-        candidates = candidates_one_by_one(agent.policy, agent.edit.actor, obs, noise.transpose(0, 1))
+        scaled = torch.cat([noise_scale * noise[:, :3], noise[:, 3:]], dim=1).transpose(0, 1)
+        candidates = candidates_one_by_one(agent.policy, agent.edit.actor, obs, scaled)
         best = agent.critics.target(obs, candidates).mean(0).argmax(0)
     with torch.inference_mode():
         torch.testing.assert_close(deployed(obs, noise), candidates[best, torch.arange(5)])

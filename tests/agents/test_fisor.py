@@ -68,7 +68,8 @@ def test_takes_the_best_paid_corner_that_costs_nothing(make_policy):
 @pytest.mark.parametrize("noise_scale", [1.0, 0.5])
 @pytest.mark.parametrize("choice", ["safest", "best", "rewarding"])
 def test_the_candidate_acts_that_is_chosen_by_the_worse_of_two_critics(make_policy, choice, noise_scale):
-    agent = fisor(make_policy, choice=choice, noise_scale=noise_scale)
+    agent = fisor(make_policy, choice=choice)
+    agent.policy.noise_scale = noise_scale
     obs = torch.linspace(-3, 3, 15).view(5, 3)
     agent.critic_steps, critics, rewards = 1, agent.feasibility.critics.target, agent.values.critics.target
     deployed = agent.deploy()
@@ -148,7 +149,7 @@ def test_returns_of_several_decisions_are_refused():
     ("name", "number", "message"),
     [
         *((name, 0, "must be above 0") for name in ("violation", "max_cost_weight", "candidates")),
-        *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature", "noise_scale")),
+        *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature")),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, number, message):

@@ -133,7 +133,7 @@ def test_less_noise_acts_where_that_is_asked_for(make_policy, candidates, aggreg
     agent.critic_steps, obs = 1, torch.randn(6, 3)
     noise = agent.deploy().sample_noise(6)
     for scale in (1.0, 0.5):
-        agent.config = dataclasses.replace(agent.config, noise_scale=scale)
+        agent.policy.noise_scale = scale
         with torch.no_grad():
             acted[scale] = agent.deploy()(obs, noise / scale)
     torch.testing.assert_close(acted[0.5], acted[1.0])
@@ -194,9 +194,7 @@ def test_exploring_adds_noise_to_what_is_deployed():
         (lambda make: dql(make, temperature=-1), "temperature=-1 must not be negative"),
         (lambda make: dql(make, max_backup=0), "max_backup=0 must be above 0"),
         (lambda make: dql(make, exploration=-0.1), "exploration=-0.1 must not be negative"),
-        (lambda make: TD3BCConfig(candidates=2), "set candidates=1, max_backup=1 and noise_scale=1"),
-        (lambda make: TD3BCConfig(noise_scale=0.5), "set candidates=1, max_backup=1 and noise_scale=1"),
-        (lambda make: dql(make, noise_scale=-1), "noise_scale=-1 must not be negative"),
+        (lambda make: TD3BCConfig(candidates=2), "set candidates=1 and max_backup=1"),
         (lambda make: TD3BCConfig(smoothing=-1.0), "smoothing=-1.0 must not be negative"),
         (
             lambda make: TD3BC(make(RectifiedFlow(), 4, 1, 1), TD3BCConfig(), iterations=1, seed=0),

@@ -1,7 +1,5 @@
 """Values by expectile regression: IQL, IDQL."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -84,16 +82,6 @@ def test_the_best_of_candidates_acts_and_a_single_one_is_cloned(make_policy):
     torch.testing.assert_close(shares(agent.policy.deploy()), torch.full((4,), 0.25), atol=0.08, rtol=0)
 
 
-def test_less_noise_acts_where_that_is_asked_for(make_policy):
-    agent, obs = idql(make_policy), torch.randn(6, 3)
-    agent.critic_steps = 1
-    deployed = agent.deploy()
-    noise = deployed.sample_noise(6)
-    agent.config = dataclasses.replace(agent.config, noise_scale=0.5)
-    with torch.no_grad():
-        torch.testing.assert_close(agent.deploy()(obs, noise), deployed(obs, 0.5 * noise))
-
-
 def test_weights_tilt_what_is_cloned_by_the_exponential_of_the_advantage(make_policy, monkeypatch):
     """With values that are known, corners are cloned in proportion to exp(beta A), capped."""
     config = IQLConfig(**SMALL, steps=200, policy_tau=0.05, temperature=0.4, max_weight=1.5)
@@ -124,7 +112,6 @@ def test_iql_moves_towards_what_pays():
         (lambda: IQLConfig(temperature=0.0), "temperature=0.0"),
         (lambda: IQLConfig(max_weight=0.0), "max_weight=0.0"),
         (lambda: IQLConfig(policy_tau=0.0), "policy_tau=0.0"),
-        (lambda: IDQLConfig(noise_scale=-1.0), "noise_scale=-1.0 must not be negative"),
         (lambda: IQLConfig(policy_final_lr=-1e-4), "policy_final_lr=-0.0001 must not be negative"),
         (lambda: IDQLConfig(candidates=0), "candidates=0"),
     ],

@@ -78,8 +78,9 @@ def test_optimisation_never_lowers_a_value(agent, ascent_lr):
         assert ascent_lr == 3.0 or (values > before).all()
 
 
-def test_optimisation_works_in_inference_mode(agent):
-    agent.critic_steps = 1
+@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
+def test_optimisation_works_in_inference_mode(agent, noise_scale):
+    agent.critic_steps, agent.policy.noise_scale = 1, noise_scale
     deployed, obs = agent.deploy(), torch.randn(5, 3)
     assert deployed.noise_shape == (4, 2, 2)
     noise = deployed.sample_noise(5)
@@ -88,7 +89,7 @@ def test_optimisation_works_in_inference_mode(agent):
         made_inside = obs + 0
         assert torch.equal(deployed(made_inside, noise + 0), plain)
     assert not plain.requires_grad
-    samples = torch.stack([agent.policy.sample(obs, noise[:, i]) for i in range(4)])
+    samples = torch.stack([agent.policy.sample(obs, noise_scale * noise[:, i]) for i in range(4)])
     actions, values = optimised(agent.critics.online, agent.config, obs, samples)
     torch.testing.assert_close(plain, actions[values.argmax(0), torch.arange(5)])
 

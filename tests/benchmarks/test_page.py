@@ -237,21 +237,22 @@ def test_a_suite_becomes_one_file_a_page_and_a_table(place, suite_file, capsys):
 
 
 @pytest.mark.parametrize(
-    ("agent", "said"),
+    ("agent", "noise_scale", "said"),
     [
-        ({"_target_": "a.BC", "noise_scale": 1.0}, {"steps": 5}),
-        ({"_target_": "a.FQL"}, {"steps": 1}),
+        ({"_target_": "a.BC"}, 1.0, {"steps": 5}),
+        ({"_target_": "a.FQL"}, 0.5, {"steps": 1, "noise_scale": 0.5}),
         (
-            {"_target_": "a.FISOR", "candidates": 4, "choice": "safest", "noise_scale": 0.5},
-            {"steps": 5, "candidates": 4, "choice": "safest", "noise_scale": 0.5},
+            {"_target_": "a.FISOR", "candidates": 4, "choice": "safest"},
+            1.0,
+            {"steps": 5, "candidates": 4, "choice": "safest"},
         ),
     ],
 )
-def test_a_record_says_how_the_agent_samples(monkeypatch, agent, said):
+def test_a_record_says_how_the_agent_samples(monkeypatch, agent, noise_scale, said):
     for part in ("provenance", "evaluations"):
         monkeypatch.setattr(records, part, lambda run: {})
     monkeypatch.setattr(records, "_curve", lambda run, config: {})
-    config = SimpleNamespace(agent=agent, policy=SimpleNamespace(steps=5))
+    config = SimpleNamespace(agent=agent, policy=SimpleNamespace(steps=5, noise_scale=noise_scale))
     assert records.summarize(Path("run"), config)["sampling"] == said
 
 

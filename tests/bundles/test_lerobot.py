@@ -23,14 +23,15 @@ from tests.training.tiny_run import tiny
 OBS, D, H, A, STATE, LEVELS, ROWS = 7, 2, 8, 3, 5, 4, 6
 
 
-def policy(process=None, net=None, steps=LEVELS, history=1, horizon=H, **sizes):
+def policy(process=None, net=None, steps=LEVELS, history=1, horizon=H, noise_scale=1.0, **sizes):
     sizes = {"widths": (16, 24, 32), "time_dim": 8, "time_scale": LEVELS, **sizes}
     net = net or ChiUNet1d(horizon, D, history * OBS, False, **sizes)
     normalizers = Normalizer((OBS,)), Normalizer((D,))
     for normalizer in normalizers:
         normalizer.set(torch.randn_like(normalizer.shift), 0.5 + torch.rand_like(normalizer.scale))
     process = process or DDPM(LEVELS, prediction="x0", clip=None)
-    return GenerativePolicy(net, process, *normalizers, horizon, A, steps, history).requires_grad_(False)
+    built = GenerativePolicy(net, process, *normalizers, horizon, A, steps, history, noise_scale)
+    return built.requires_grad_(False)
 
 
 class Reference:
@@ -195,7 +196,7 @@ def frozen():
             lambda: policy(DDPM(LEVELS, "vp", "x0", None)).deploy(),
             "LeRobot has no schedule vp; train with policy.process.schedule=cosine",
         ),
-        (lambda: policy().deploy(noise_scale=0.5), "LeRobot samples from all of the noise, but not from 0.5 of it"),
+        (lambda: policy(noise_scale=0.5).deploy(), "LeRobot samples from all of the noise, but not from 0.5 of it"),
         (lambda: policy().deploy(0.5), "LeRobot has DDIM and DDPM, eta 0 and 1, but not 0.5"),
         (lambda: policy(DDPM(LEVELS)).deploy(), "LeRobot's DDIM clips otherwise; train with policy.process.clip=null"),
         (lambda: policy(time_scale=100.0).deploy(), "train with policy.net.time_scale=4, sinusoidal"),

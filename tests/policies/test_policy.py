@@ -121,6 +121,20 @@ def test_deployed_policy_takes_and_gives_raw_units(make_policy):
     torch.testing.assert_close(policy.deploy()(obs, noise), expected)
 
 
+def test_less_noise_is_drawn_and_deployed_but_what_is_given_is_taken_as_it_is(policy):
+    obs, noise = torch.randn(5, 3), torch.randn(5, 4, 2)
+    given, less = policy.sample(obs, noise), policy.sample(obs, 0.5 * noise)
+    drawn = torch.randn(5, 4, 2, generator=torch.Generator().manual_seed(0))
+    expected = policy.sample(obs, 0.5 * drawn)
+    policy.std_rule = FloorStd(0.1)
+    policy.noise_scale = 0.5
+    assert torch.equal(policy.sample(obs, noise), given)
+    torch.testing.assert_close(policy.deploy()(obs, noise), less)
+    torch.testing.assert_close(policy.sample(obs, generator=torch.Generator().manual_seed(0)), expected)
+    start = policy.sample_chain(torch.zeros(4000, 3))[0].states[:, 0]
+    torch.testing.assert_close(start.std(), torch.tensor(0.5), atol=0.01, rtol=0)
+
+
 def test_normalizer_kinds_and_constant_dimensions():
     data = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 5.0]])
     normalizer = Normalizer((2,))

@@ -24,6 +24,8 @@ SMALL = ["budget=smoke", "video=false", "policy.net.hidden=[8,8,8]"]
         ("bc.lr=-1", "lr=-1.0 must be above 0"),
         ("budget.decisions=0", "decisions=0 must be above 0"),
         ("policy.execute=9", "policy.execute=9 must lie between 1 and policy.horizon=4"),
+        ("policy.noise_scale=-1", "noise_scale=-1.0 must not be negative"),
+        ("agent=td3_bc policy.noise_scale=0.5", "policy.noise_scale=0.5, but a Gaussian policy does not"),
         ("policy.net.time_dim=15", "time_dim=15"),
         ("net=unet1d policy.horizon=5", "policy.horizon=5 must be divisible by 2"),
         ("net=transformer policy.net.heads=5", "width=128 must be a multiple of heads=5"),
