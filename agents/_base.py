@@ -1,13 +1,18 @@
 """What every agent needs and no learning rule is about: schedules, EMA, and a state that resumes bit for bit."""
 
+import functools
 import math
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs, State
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -65,6 +70,29 @@ def climbing(value: Tensor) -> Tensor:
     TD3+BC's normalisation (Fujimoto & Gu 2021, arXiv 2106.06860, eq. 5), by the values of the policy's own actions.
     """
     return -value.mean() / value.detach().abs().mean()
+
+
+def compiled(function: Function, wanted: bool) -> Function:
+    """A function of tensors, made faster by ``torch.compile`` with its first call if that is wanted.
+
+    That call raises UserError if there is no compiler; agents that only act need none.
+    """
+    if not wanted:
+        return function
+
+    @functools.cache
+    def fast() -> Function:
+        from torch._inductor import cpp_builder, exc  # takes seconds
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            raise UserError(
+                "agent.compile=true needs a C++ compiler; install g++ or clang++, or say where one is by CXX=PATH"
+            ) from None
+        return torch.compile(function)
+
+    return cast(Function, lambda *arguments, **named: fast()(*arguments, **named))
 
 
 @torch.no_grad()

@@ -4,19 +4,25 @@ They differ in the policy, and in settings. Its loss is L = L_BC - eta E[Q(s, a)
 drawn from the policy and differentiated through all its moves (Wang et al. 2022, arXiv 2208.06193).
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._base import climbing
+from diffpolicy_rl.agents._base import climbing, compiled
 from diffpolicy_rl.agents._candidates import ChosenCandidate, ClonedBase, LeastValueCandidate, draw
 from diffpolicy_rl.agents._offline import OfflineAgent, OfflineConfig
 from diffpolicy_rl.agents._replay import Critics
 from diffpolicy_rl.errors import require_not_negative, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.experience.replay import Experience
+from diffpolicy_rl.nets.critics import CriticEnsemble
+from diffpolicy_rl.nets.linear import plain_fp32
 from diffpolicy_rl.policies.policy import GenerativePolicy
+from diffpolicy_rl.policies.process import Drawn
 from diffpolicy_rl.types import DeployedPolicy
 
 
@@ -64,10 +70,18 @@ class Guided(OfflineAgent[Settings]):
         self.base = ClonedBase(policy, config.policy_lr, config.policy_tau)
         super().__init__(self.base.average, config, iterations=iterations, seed=seed)
         self.critics = Critics(policy.features, policy.action_shape, config, policy.device)
+        self._objective = compiled(self._objective, config.compile)
+        self._sample = compiled(self.policy.sample, config.compile)
 
     @property
     def _policy_optimizer(self) -> torch.optim.Optimizer:
         return self.base.optimizer
+
+    def update(self, buffer: Experience) -> Mapping[str, Tensor]:
+        """As ``OfflineAgent`` does, by the kernels that take least time for it."""
+        # What oneDNN does before each product, threads do not share, and a chain has many small products.
+        with plain_fp32() if torch.get_num_threads() > 1 else nullcontext():
+            return super().update(buffer)
 
     def _learn(self, batch: Decisions) -> dict[str, Tensor]:
         """One step of the critics, and with every ``policy_every``-th one of the policy."""
@@ -90,21 +104,35 @@ class Guided(OfflineAgent[Settings]):
 
     def _next_action(self, features: Tensor) -> Tensor:
         """What TD targets take to be done (B, A, D) at features (B, F)."""
-        return self.policy.sample(features, self._noise(len(features), *self.policy.action_shape), features=features)
+        return self._sample(features, self._noise(len(features), *self.policy.action_shape), features=features)
 
     def _improve(self, batch: Decisions, features: Tensor) -> dict[str, Tensor]:
         """One step of the policy, against one critic drawn at random: it cannot settle on the errors of either."""
-        cloning, action = self._proposal(batch, features)
+        noise, drawn = self._noise(*batch.action.shape), self._drawn(batch.action)
         head = int(torch.randint(self.config.critics, (1,), generator=self.generator))
-        value = self.critics.online.frozen_view(slice(head, head + 1))(features, action)
-        self.base.step(cloning + self.config.eta * climbing(value))
-        return {"policy/cloning": cloning.detach(), "policy/value": value.detach().mean()}
+        critic = self.critics.online.frozen_view(slice(head, head + 1))
+        loss, cloning, value = self._objective(batch, features, noise, drawn, critic)
+        self.base.step(loss)
+        return {"policy/cloning": cloning.detach(), "policy/value": value.detach()}
 
-    def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The cloning loss (), and actions (B, A, D) that carry the policy's gradient."""
-        noise, generator = self._noise(*batch.action.shape), self.generator
+    def _drawn(self, action: Tensor) -> Drawn:
+        """What the cloning loss of actions (B, A, D) would draw."""
+        noise = self._noise(*action.shape)
+        t, s = self.policy.process.sample_times(len(action), self.generator)
+        return Drawn(noise=noise, t=t.to(action.device), s=s.to(action.device))
+
+    def _objective(
+        self, batch: Decisions, features: Tensor, noise: Tensor, drawn: Drawn, critic: CriticEnsemble
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The policy's loss (), and of that the cloning loss () and the mean value ()."""
+        cloning, action = self._proposal(batch, features, noise, drawn)
+        value = critic(features, action)
+        return cloning + self.config.eta * climbing(value), cloning, value.mean()
+
+    def _proposal(self, batch: Decisions, features: Tensor, noise: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """The cloning loss (), and actions (B, A, D) from noise that carry the policy's gradient."""
         loss, action = self.base.online.loss_and_sample(
-            batch.obs, batch.action, noise, features=features, mask=batch.mask, generator=generator
+            batch.obs, batch.action, noise, drawn=drawn, features=features, mask=batch.mask
         )
         return loss.mean(), action
 

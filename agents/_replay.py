@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffpolicy_rl.agents._base import BaseAgent, Stateful, adamw, ema_update
+from diffpolicy_rl.agents._base import BaseAgent, Stateful, adamw, compiled, ema_update
 from diffpolicy_rl.errors import UserError, require_positive
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.experience.replay import Experience, Mixing
@@ -37,6 +37,8 @@ class ReplayConfig:
         aggregation: how heads become one value.
         subset: heads that aggregation=subset_min draws.
         rho: weight of the std in aggregation=pessimistic.
+        compile: whether to compile losses of critics, and of policies that climb them: the first update takes half a
+            minute longer, those after it less time.
     """
 
     gamma: float = 0.99
@@ -54,6 +56,7 @@ class ReplayConfig:
     aggregation: Aggregation = "min"
     subset: int = 2
     rho: float = 0.5
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that no critic could learn with."""
@@ -99,6 +102,7 @@ class Critics(Stateful):
         self.target.load_state_dict(self.online.state_dict())
         self.target.requires_grad_(False)
         self.optimizer = adamw(self.online, config.critic_lr)
+        self._judge = compiled(self._judge, config.compile)
 
     def value(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One value (...) from those of the heads (E, ...), as the config says; a random subset needs a generator."""
@@ -128,14 +132,18 @@ class Critics(Stateful):
         A penalty () of what the heads say elsewhere is added to the sum of their losses.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self.online.outputs(features, action)
-        loss = self.online.readout.loss(outputs, target).mean(-1)
+        loss, outputs = self._judge(features, action, target)
         total = loss.sum()  # a head learns as it would alone
         (total if penalty is None else total + penalty).backward()
         self.optimizer.step()
         ema_update(self.target, self.online, 1 - self.config.tau)
         values = self.online.readout.mean(outputs.detach())
         return {"critic/loss": loss.detach().mean(), "critic/value": values.mean()}
+
+    def _judge(self, features: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Every head's loss (E,), and its outputs (E, B, readout.width)."""
+        outputs = self.online.outputs(features, action)
+        return self.online.readout.loss(outputs, target).mean(-1), outputs
 
 
 class ReplayAgent(BaseAgent):

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffpolicy_rl.agents._guided import Guided, GuidedConfig
 from diffpolicy_rl.experience.decisions import Decisions
 from diffpolicy_rl.nets.base import Remembering
+from diffpolicy_rl.policies.process import Drawn
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ class DQL(Guided[DQLConfig]):
 
     Config = DQLConfig
 
-    def _proposal(self, batch: Decisions, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _proposal(self, batch: Decisions, features: Tensor, noise: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         if not self.config.one_pass:
-            return super()._proposal(batch, features)
+            return super()._proposal(batch, features, noise, drawn)
         policy, net = self.base.online, Remembering(self.base.online.net)
-        loss = policy.loss(
-            batch.obs, batch.action, mask=batch.mask, net=net, features=features, generator=self.generator
-        ).mean()
+        loss = policy.loss(batch.obs, batch.action, mask=batch.mask, net=net, features=features, **drawn).mean()
         # What one move from there to the end of the chain leads to.
         t = net.t.double().view(-1, 1, 1)
         return loss, policy.process.step(net.x, net.pred, t, torch.ones_like(t), 0.0)[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffpolicy_rl.nets.linear import plain_fp32
 from diffpolicy_rl.training.threads import torch_threads
 
 Figures = dict[str, float]
@@ -38,15 +39,10 @@ def several(run: Callable[[], object], calls: int) -> Callable[[], None]:
 
 def with_plain_fp32(run: Callable[[], object]) -> Callable[[], object]:
     """The same work with torch's own choice of fp32 kernels, as a program has it that does not choose."""
-    matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 
     def plain() -> None:
-        # The choice is put back as it was, not probed for again: the probe's products would be timed too.
-        chosen, matmul.fp32_precision = matmul.fp32_precision, "none"
-        try:
+        with plain_fp32():
             run()
-        finally:
-            matmul.fp32_precision = chosen
 
     return plain
 

@@ -62,8 +62,22 @@ def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> dict
         "dql_against_public_code": against_textbook(ours, theirs(PublicDQL(dql)), repeats),
     }
     pair = _versus({"dql": ours, "ofql": one_step}, repeats)
-    pair["ofql_updates_per_s"] = 1e3 * _STEPS / pair["ofql_ms"]
-    return figures | {"ofql_update": pair | gemm_floor(one_step, ofql.config.batch, "fp32")}
+    figures["ofql_update"] = pair | gemm_floor(one_step, ofql.config.batch, "fp32")
+    sides = {name: _compiled(name) for name in ("dql", "ofql")}
+    against = against_textbook(sides["dql"], theirs(PublicDQL(dql)), repeats)
+    figures["compiled_dql_against_public_code"] = against | gemm_floor(sides["dql"], dql.config.batch, "fp32")
+    figures["compiled_ofql_update"] = _versus(sides, repeats)
+    for name in ("ofql_update", "compiled_ofql_update"):
+        figures[name]["ofql_updates_per_s"] = 1e3 * _STEPS / figures[name]["ofql_ms"]
+    return figures
+
+
+def _compiled(name: str) -> Callable[[], object]:
+    """An update with compiled losses."""
+    agent, experience = sides_of(name, "agent.compile=true")
+    for _ in range(3):
+        agent.update(experience)  # sizes that change are compiled for once they did
+    return lambda: agent.update(experience)
 
 
 def _decisions(dql: DQL, ofql: OFQL, obs: Tensor, repeats: int) -> dict[str, Figures]:
@@ -107,9 +121,9 @@ def check_equal_actions(agent: DQL, textbook: TextbookDQL, obs: Tensor) -> None:
         raise UserError(f"the two sides do not do the same work: their actions differ by {error:.1e}")
 
 
-def sides_of(name: str) -> tuple[Any, Experience]:
-    """An agent about to learn offline, and what it learns from."""
-    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={_STEPS}"], sweep=False)
+def sides_of(name: str, *words: str) -> tuple[Any, Experience]:
+    """An agent about to learn offline, with settings of its own, and what it learns from."""
+    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={_STEPS}", *words], sweep=False)
     env = build_env(run, run.env.num_envs)
     spec = spec_of(env)
     phase = Phase(run, "offline", build_policy(run.policy, spec, run.seed), env, spec)

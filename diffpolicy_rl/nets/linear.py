@@ -1,4 +1,4 @@
-"""A linear layer whose weight can be kept in the memory layout that oneDNN multiplies by, while nothing changes it."""
+"""Which kernels multiply: a linear layer that can keep its weight in oneDNN's layout, and torch's own choice."""
 
 import contextlib
 from collections.abc import Iterator
@@ -54,6 +54,18 @@ class Linear(nn.Linear):
     def unpack(self) -> None:
         """Read the weight itself again."""
         self._packed = None
+
+
+@contextlib.contextmanager
+def plain_fp32() -> Iterator[None]:
+    """A block with torch's own choice of fp32 kernels, as a program has it that does not choose."""
+    matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    # The choice is put back as it was, not probed for again, which takes products of its own.
+    chosen, matmul.fp32_precision = matmul.fp32_precision, "none"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = chosen
 
 
 @contextlib.contextmanager

@@ -20,4 +20,6 @@ def through(layer: nn.Module, pair: Pair) -> Pair:
         return moved
     if isinstance(layer, nn.ReLU):
         return pair * (pair[0] > 0)
+    if isinstance(layer, nn.Mish):  # where each output has one input, derivatives forth and back are the same product
+        return torch.stack([layer(pair[0]), torch.ops.aten.mish_backward(pair[1], pair[0])])
     return torch.stack(torch.func.jvp(layer, (pair[0],), (pair[1],)))

@@ -1,6 +1,5 @@
 """DDPM and DDIM over a discrete noise schedule (Ho et al. 2020; Song et al. 2020)."""
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -66,12 +65,12 @@ class DDPM:
         self._alpha_bar = [1.0]
         for beta in self.betas:
             self._alpha_bar.append(self._alpha_bar[-1] * (1 - beta))
-        self._table = functools.cache(lambda device: torch.tensor(self._alpha_bar, dtype=torch.float64, device=device))
+        self._table = torch.tensor(self._alpha_bar, dtype=torch.float64)
 
     def alpha_bar(self, t: Time) -> Time:
         """The signal level abar_j at public time t, float64."""
         if isinstance(t, Tensor):
-            return self._table(t.device)[((1 - t) * self.levels).round().long()]
+            return self._table.to(t.device)[((1 - t) * self.levels).round().long()]
         return self._alpha_bar[round((1 - t) * self.levels)]
 
     def grid(self, steps: int) -> list[float]:

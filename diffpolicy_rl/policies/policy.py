@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.base import Accompanied, Context, DenoisingNet
 from diffpolicy_rl.policies.normalize import Normalizer
-from diffpolicy_rl.policies.process import Process
+from diffpolicy_rl.policies.process import Drawn, Process
 from diffpolicy_rl.policies.std import StdRule
 from diffpolicy_rl.types import Chain, DeployedPolicy, Obs
 
@@ -122,6 +122,7 @@ class GenerativePolicy(nn.Module):
         *,
         noise: Tensor | None = None,
         t: Tensor | None = None,
+        s: Tensor | None = None,
         mask: Tensor | None = None,
         net: DenoisingNet | None = None,
         features: Tensor | None = None,
@@ -133,7 +134,8 @@ class GenerativePolicy(nn.Module):
             obs: raw observations.
             action: normalised chunks.
             noise: (B, H, D); drawn if not given.
-            t: (B,); drawn if not given. Stop times are then the same: two-time processes regress the velocity.
+            t: (B,); drawn with s if not given.
+            s: (B,); t if not given, where two-time processes regress the velocity.
             mask: (B, H) bool, False where a chunk runs past its episode.
             net: used in place of the policy's own, as a ``Watched`` one.
             features: what ``encode(obs)`` gave.
@@ -141,21 +143,13 @@ class GenerativePolicy(nn.Module):
         """
         if noise is None:
             noise = torch.randn(action.shape, generator=generator).to(action.device)
-        s = t
-        if t is None or s is None:
+        if t is None:
             t, s = (time.to(action.device) for time in self.process.sample_times(len(action), generator))
         cond = self.encode(obs) if features is None else features
-        return self.process.loss(self.net if net is None else net, action, noise, t, s, cond, mask)
+        return self.process.loss(self.net if net is None else net, action, noise, t, t if s is None else s, cond, mask)
 
     def loss_and_sample(
-        self,
-        obs: Obs,
-        action: Tensor,
-        noise: Tensor,
-        *,
-        features: Tensor,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, obs: Obs, action: Tensor, noise: Tensor, *, drawn: Drawn, features: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``loss`` (B,) on actions, and ``sample`` (B, H, D) from noise, whose first move shares the loss's forward.
 
@@ -163,14 +157,14 @@ class GenerativePolicy(nn.Module):
             obs: raw observations.
             action: normalised chunks (B, H, D) to regress on.
             noise: (B, H, D) to sample from.
+            drawn: what ``loss`` would draw.
             features: what ``encode(obs)`` gave.
             mask: see ``loss``.
-            generator: of what the loss draws.
         """
         assert self.frozen_net is None
         grid = self.process.grid(self.steps)
         net = Accompanied(self.net, noise, grid[0], grid[1], features)
-        loss = self.loss(obs, action, mask=mask, net=net, features=features, generator=generator)
+        loss = self.loss(obs, action, mask=mask, net=net, features=features, **drawn)
         x, _ = self.process.step(noise, net.pred, grid[0], grid[1], 0.0)
         return loss, self._moved(x, grid[1:], features) if self.steps > 1 else x
 

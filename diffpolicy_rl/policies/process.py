@@ -4,7 +4,7 @@ Processes are pure and stateless. Public time runs t = 0 (noise) to t = 1 (actio
 """
 
 import math
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from diffpolicy_rl.nets.base import DenoisingNet
 
 Time = TypeVar("Time", float, Tensor)
 """A time is a Python float in the sampling loop, or a float64 tensor that broadcasts against (..., H, D)."""
+
+
+class Drawn(TypedDict):
+    """What a regression loss draws for actions (B, H, D): noise (B, H, D), start and stop times (B,)."""
+
+    noise: Tensor
+    t: Tensor
+    s: Tensor
 
 
 class Process(Protocol):

@@ -5,6 +5,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from diffpolicy_rl.agents.dql import DQL, DQLConfig
 from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
@@ -95,10 +97,9 @@ def test_policy_step_by_hand(agent, level):
 def test_one_pass_judges_what_the_noisy_action_says_of_the_clean_one(make_policy):
     """EDP's action by hand: (x_t - sqrt(1 - abar) eps) / sqrt(abar), inside the bounds."""
     agent, data = dql(make_policy, one_pass=True), batch()
-    policy, generator = agent.base.online, torch.Generator().set_state(agent.generator.get_state())
-    _, action = agent._proposal(data, data.obs)
-    noise = torch.randn(5, 1, 2, generator=generator)
-    t, _ = policy.process.sample_times(5, generator)
+    policy, drawn = agent.base.online, agent._drawn(data.action)
+    _, action = agent._proposal(data, data.obs, torch.randn(5, 1, 2), drawn)
+    noise, t = drawn["noise"], drawn["t"]
     abar = policy.process.alpha_bar(t.double()).float().view(-1, 1, 1)
     x = abar.sqrt() * data.action + (1 - abar).sqrt() * noise
     clean = (x - (1 - abar).sqrt() * policy.net(x, t, t, data.obs)) / abar.sqrt()
@@ -156,6 +157,28 @@ LEARNERS = {
 def test_finds_the_corner_that_pays_most(make_policy, name):
     agent = learned(LEARNERS[name](make_policy), corners())
     assert shares(agent.deploy())[3] > 0.9
+
+
+@pytest.mark.parametrize(("kind", "process", "steps"), [(DQL, DDPM(levels=2), 2), (OFQL, MeanFlow(), 1)])
+def test_compiled_losses_are_the_same(make_policy, kind, process, steps):
+    policy, config = make_policy(process, steps, horizon=1, execute=1), kind.Config(**SMALL, steps=3)
+    plain = kind(copy.deepcopy(policy), config, iterations=1, seed=0)
+    fast = kind(policy, dataclasses.replace(config, compile=True), iterations=1, seed=0)
+    fast.critics.load_state_dict(plain.critics.state_dict())
+    data = corners()
+    for agent in (plain, fast):
+        learned(agent, data)
+    for ours, compiled in zip(plain.base.online.parameters(), fast.base.online.parameters(), strict=True):
+        torch.testing.assert_close(compiled, ours, atol=1e-4, rtol=1e-3)
+
+
+def test_compiling_needs_a_compiler(make_policy, monkeypatch):
+    def missing():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    with pytest.raises(UserError, match="compile=true needs a C\\+\\+ compiler"):
+        learned(dql(make_policy, compile=True), corners())
 
 
 def test_without_values_all_corners_are_cloned(make_policy):

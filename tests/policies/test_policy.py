@@ -158,15 +158,13 @@ def test_samples_are_differentiable_in_weights_and_noise(policy):
 def test_loss_and_sample_share_a_forward_and_are_what_they_are_alone(policy):
     obs, action, noise, mask = torch.randn(5, 3), torch.rand(5, 4, 2), torch.randn(5, 4, 2), torch.rand(5, 4) < 0.8
     mask[:, 0] = True
-    generator = torch.Generator().manual_seed(3)
-    loss, sample = policy.loss_and_sample(
-        obs, action, noise, features=policy.encode(obs), mask=mask, generator=generator
-    )
-    generator.manual_seed(3)
-    torch.testing.assert_close(loss, policy.loss(obs, action, mask=mask, generator=generator))
+    t, s = policy.process.sample_times(5, None)
+    drawn = {"noise": torch.randn(5, 4, 2), "t": t, "s": s}
+    loss, sample = policy.loss_and_sample(obs, action, noise, drawn=drawn, features=policy.encode(obs), mask=mask)
+    torch.testing.assert_close(loss, policy.loss(obs, action, mask=mask, **drawn))
     torch.testing.assert_close(sample, policy.sample(obs, noise))
     together = torch.autograd.grad(loss.mean() + sample.square().mean(), policy.net.action_in.weight)
-    apart = policy.loss(obs, action, mask=mask, generator=generator.manual_seed(3)).mean()
+    apart = policy.loss(obs, action, mask=mask, **drawn).mean()
     apart = apart + policy.sample(obs, noise).square().mean()
     torch.testing.assert_close(together, torch.autograd.grad(apart, policy.net.action_in.weight))
 
