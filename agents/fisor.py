@@ -40,6 +40,8 @@ class FISORConfig(ImplicitConfig):
             the violation, too.
         reward_temperature: what advantages of reward are multiplied by in the exponent; 0 to clone what can be kept
             safe alike.
+        reward_after: share of the run after which they count; until then what can be kept safe is cloned alike, because
+            early values do not yet know where what pays leads to.
         cost_temperature: the same of safety.
         max_reward_weight: bound on the exponential.
         max_cost_weight: the same of safety; far below 1 to clone little where states cannot be kept safe.
@@ -52,6 +54,7 @@ class FISORConfig(ImplicitConfig):
     violation: float = 25.0
     ends_safely: bool = True
     reward_temperature: float = 3.0
+    reward_after: float = 0.0
     cost_temperature: float = 5.0
     max_reward_weight: float = 100.0
     max_cost_weight: float = 150.0
@@ -64,6 +67,8 @@ class FISORConfig(ImplicitConfig):
         require_positive(violation=self.violation, candidates=self.candidates)
         require_positive(max_reward_weight=self.max_reward_weight, max_cost_weight=self.max_cost_weight)
         require_not_negative(reward_temperature=self.reward_temperature, cost_temperature=self.cost_temperature)
+        if not 0 <= self.reward_after < 1:
+            raise UserError(f"reward_after={self.reward_after} must lie in [0, 1): it is a share of the run")
         if self.n_step != 1:
             raise UserError(
                 f"n_step={self.n_step}, but agent=fisor learns the violations of single decisions; set n_step=1"
@@ -93,7 +98,8 @@ class FISOR(ImplicitAgent[FISORConfig]):
         q_h, value_h, of_safety = self.feasibility.learn(
             features, after, batch.action, lambda following: feasibility_target(violation, batch.discount, following)
         )
-        weights = fisor_weights(q, value, q_h, value_h, self.config)
+        progress = self.updates / self.iterations
+        weights = fisor_weights(q, value, q_h, value_h, self.config, progress)
         metrics |= {f"safety/{name}": figure for name, figure in of_safety.items()}
         metrics["safety/feasible"] = (value_h <= 0).float().mean()
         return metrics | self._clone(batch, weights)
@@ -159,7 +165,9 @@ def feasibility_target(violation: Tensor, discount: Tensor, following: Tensor) -
     return (1 - discount) * violation + discount * torch.maximum(violation, following)
 
 
-def fisor_weights(q: Tensor, value: Tensor, q_h: Tensor, value_h: Tensor, config: FISORConfig) -> Tensor:
+def fisor_weights(
+    q: Tensor, value: Tensor, q_h: Tensor, value_h: Tensor, config: FISORConfig, progress: float = 1.0
+) -> Tensor:
     """How much each action of the data counts in cloning (B,) (Zheng et al. 2024).
 
     Args:
@@ -168,7 +176,9 @@ def fisor_weights(q: Tensor, value: Tensor, q_h: Tensor, value_h: Tensor, config
         q_h: Q_h(s, a) of feasibility (B,).
         value_h: V_h(s) of feasibility (B,).
         config: temperatures and bounds.
+        progress: share of the run that is over.
     """
-    rewarding = (config.reward_temperature * (q - value)).exp().clamp(max=config.max_reward_weight)
+    temperature = config.reward_temperature if progress >= config.reward_after else 0.0
+    rewarding = (temperature * (q - value)).exp().clamp(max=config.max_reward_weight)
     safer = (config.cost_temperature * (value_h - q_h)).exp().clamp(max=config.max_cost_weight)
     return torch.where(value_h > 0, safer, torch.where(q_h <= 0, rewarding, 0.0))

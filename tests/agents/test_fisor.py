@@ -48,6 +48,18 @@ def test_without_temperatures_all_counts_alike_but_unsafe_actions_of_safe_states
     assert fisor_weights(*numbers, config).tolist() == [1.0, 0.0, 1.0]
 
 
+def test_rewards_count_late_if_that_is_asked_for(make_policy, monkeypatch):
+    """In the third of four updates and the last."""
+    agent, seen = fisor(make_policy, reward_after=0.5, steps=1), []
+    agent.iterations = 4
+    monkeypatch.setattr(agent, "_clone", lambda batch, weights: seen.append(weights) or {})
+    with torch.no_grad():
+        agent.feasibility.value[-1].bias -= 5.0  # everything can be kept safe
+        agent.feasibility.critics.target.trunk[-1].bias -= 5.0
+    learned(agent, corners(costs=torch.zeros(4)), updates=4)
+    assert [bool((weights == 1).all()) for weights in seen] == [True, True, False, False]
+
+
 def fisor(make_policy, **changes):
     policy = make_policy(DDPM(levels=5, schedule="vp"), 5, horizon=1, execute=1)
     config = FISORConfig(**(SMALL | {"steps": 200, "policy_tau": 0.05} | changes))
@@ -150,6 +162,7 @@ def test_returns_of_several_decisions_are_refused():
     [
         *((name, 0, "must be above 0") for name in ("violation", "max_cost_weight", "candidates")),
         *((name, -1.0, "must not be negative") for name in ("reward_temperature", "cost_temperature")),
+        ("reward_after", 1.0, "must lie in .0, 1.: it is a share of the run"),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, number, message):
