@@ -13,9 +13,11 @@ from diffpolicy_rl.agents.ofql import OFQL, OFQLConfig
 from diffpolicy_rl.agents.td3_bc import TD3BC, TD3BCConfig
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.decisions import Decisions
+from diffpolicy_rl.nets.linear import plain_fp32
 from diffpolicy_rl.policies.ddpm import DDPM
 from diffpolicy_rl.policies.flow import RectifiedFlow
 from diffpolicy_rl.policies.meanflow import MeanFlow
+from diffpolicy_rl.training.threads import torch_threads
 from tests.agents.offline_bandit import SMALL, corners, deterministic, learned, shares
 
 
@@ -170,6 +172,17 @@ def test_compiled_losses_are_the_same(make_policy, kind, process, steps):
         learned(agent, data)
     for ours, compiled in zip(plain.base.online.parameters(), fast.base.online.parameters(), strict=True):
         torch.testing.assert_close(compiled, ours, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("threads", "chosen"), [(1, "bf16"), (2, "none")])
+def test_kernels_are_torchs_own_choice_on_several_threads(make_policy, monkeypatch, threads, chosen):
+    agent, matmul, seen = dql(make_policy, steps=2), torch.backends.mkldnn.matmul, []
+    monkeypatch.setattr(agent, "_learn", lambda batch: seen.append(matmul.fp32_precision) or {})
+    with plain_fp32(), torch_threads(threads):  # which puts back what it was before
+        matmul.fp32_precision = "bf16"
+        agent.update(corners())
+        assert matmul.fp32_precision == "bf16"
+    assert seen == [chosen] * 2
 
 
 def test_compiling_needs_a_compiler(make_policy, monkeypatch):
