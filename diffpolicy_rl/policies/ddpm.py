@@ -65,12 +65,14 @@ class DDPM:
         self._alpha_bar = [1.0]
         for beta in self.betas:
             self._alpha_bar.append(self._alpha_bar[-1] * (1 - beta))
-        self._table = torch.tensor(self._alpha_bar, dtype=torch.float64)
+        self._tables = {torch.device("cpu"): torch.tensor(self._alpha_bar, dtype=torch.float64)}
 
     def alpha_bar(self, t: Time) -> Time:
         """The signal level abar_j at public time t, float64."""
         if isinstance(t, Tensor):
-            return self._table.to(t.device)[((1 - t) * self.levels).round().long()]
+            if t.device not in self._tables:  # a plain dict, because functools.cache is not compiled
+                self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+            return self._tables[t.device][((1 - t) * self.levels).round().long()]
         return self._alpha_bar[round((1 - t) * self.levels)]
 
     def grid(self, steps: int) -> list[float]:
