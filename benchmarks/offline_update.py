@@ -62,10 +62,8 @@ def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> dict
     for prefix, sides in (("compiled_", fast), ("", plain)):
         figures[f"{prefix}dql"] = against_textbook(sides["dql"], theirs(TextbookDQL(dql)), repeats)
         figures[f"{prefix}dql_against_public_code"] = against_textbook(sides["dql"], theirs(PublicDQL(dql)), repeats)
-        figures[f"{prefix}ofql_update"] = _versus(sides, repeats)
-        figures[f"{prefix}ofql_update"]["ofql_updates_per_s"] = (
-            1e3 * _STEPS / figures[f"{prefix}ofql_update"]["ofql_ms"]
-        )
+        pair = _versus(sides, repeats)
+        figures[f"{prefix}ofql_update"] = pair | {"ofql_updates_per_s": 1e3 * _STEPS / pair["ofql_ms"]}
     # Counting the products of compiled code would make torch compile it anew, and worse; they are as many.
     figures["dql"] |= gemm_floor(ours, dql.config.batch, "fp32")
     figures["ofql_update"] |= _work(plain) | gemm_floor(one_step, ofql.config.batch, "fp32")
