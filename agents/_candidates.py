@@ -12,7 +12,7 @@ from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.policies.policy import GenerativePolicy
 from diffpolicy_rl.types import DeployedPolicy, Obs
 
-_TOGETHER = 1024  # rows whose activations stay in the caches
+_TOGETHER = 2048  # rows of each thread whose activations stay in the caches
 
 
 def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
@@ -26,13 +26,10 @@ def draw(policy: GenerativePolicy, features: Tensor, noise: Tensor) -> Tensor:
     Returns:
         Normalised chunks (M, B, H, D).
     """
-    samples: list[Tensor] = []
-    # The batch of a graph that is being exported is not known.
-    parts = (noise,) if torch.compiler.is_exporting() else noise.split(max(_TOGETHER // len(features), 1))
-    for part in parts:
-        repeated = features.expand(len(part), *features.shape).flatten(0, 1)
-        samples.append(policy.sample(features, part.flatten(0, 1), features=repeated).unflatten(0, part.shape[:2]))
-    return torch.cat(samples)
+    if torch.compiler.is_exporting():  # the batch is not known then
+        return policy.sample(features, noise, features=features)
+    together = max(_TOGETHER * torch.get_num_threads() // len(features), 1)
+    return torch.cat([policy.sample(features, part, features=features) for part in noise.split(together)])
 
 
 def refuse_unexecuted(policy: GenerativePolicy) -> None:
@@ -163,8 +160,8 @@ class ChosenCandidate(Chooser):
 class LeastValueCandidate(ChosenCandidate):
     """The same where the lowest of the critics' values counts: the first critic's is a bound on it.
 
-    So the other critics judge the few candidates with the highest bounds, and then those with a bound above the best
-    value found. The choice is the same.
+    So the other critics judge the candidate with the highest bound, and then those with a bound above the value that it
+    turned out to have. The choice is the same.
 
     Args:
         policy: what is sampled.
@@ -197,8 +194,7 @@ class LeastValueCandidate(ChosenCandidate):
             rest = others(features[rows], candidates[places, rows]).amin(0) + luck[places, rows]
             value[places, rows] = torch.minimum(rest, bound[places, rows])
 
-        places = bound.topk(max(self.candidates // 8, 1), dim=0).indices
-        judge(places.flatten(), torch.arange(len(features), device=places.device).repeat(len(places)))
+        judge(bound.argmax(0), torch.arange(len(features)))
         places, rows = ((bound > value.amax(0)) & value.isinf()).nonzero(as_tuple=True)
         if len(places):
             judge(places, rows)

@@ -26,13 +26,15 @@ class Linear(nn.Linear):
         return self.weighted(x, summand, self.bias) if self._is_packed() else super().forward(x) + summand
 
     def weighted(self, x: Tensor, summand: Tensor, bias: Tensor) -> Tensor:
-        """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast with it."""
+        """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast to it."""
         if bias.ndim == x.ndim == 2 and len(bias) == 1:
             bias = bias.squeeze(0)
         if bias.ndim > 1:
             return nn.functional.linear(x, self.weight) + summand + bias
-        if not self._is_packed() or summand.shape[:-1] != x.shape[:-1]:
+        if not self._is_packed():
             return nn.functional.linear(x, self.weight, bias) + summand
+        if summand.shape[:-1] != x.shape[:-1]:
+            return nn.functional.linear(x, self.weight, bias).add_(summand)
         return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, bias, "add")
 
     def relu(self, x: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class GenerativePolicy(nn.Module):
 
         Args:
             obs: raw observations.
-            noise: (B, H, D) if eta = 0, else (B, K+1, H, D): the initial noise and every move's; drawn if not given.
+            noise: (B, H, D) if eta = 0, or (M, B, H, D) for as many of M chunks each; else (B, K+1, H, D): the initial
+                noise and every move's; drawn if not given.
             steps: K, by default the policy's own.
             eta: 0 for DDIM or the flow's ODE, 1 for DDPM.
             features: what ``encode(obs)`` gave, to encode once for several samples.

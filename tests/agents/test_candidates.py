@@ -1,10 +1,14 @@
 """Choosing among candidates without judging those that cannot win."""
 
+import contextlib
+
 import pytest
 import torch
 
-from diffpolicy_rl.agents._candidates import ChosenCandidate, LeastValueCandidate
+from diffpolicy_rl.agents import _candidates
+from diffpolicy_rl.agents._candidates import ChosenCandidate, LeastValueCandidate, draw
 from diffpolicy_rl.nets.critics import CriticEnsemble
+from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.policies.flow import RectifiedFlow
 
 ROWS = 300
@@ -20,6 +24,17 @@ class Counting(CriticEnsemble):
     def _rest(self, hidden):
         self.rows.append(hidden.shape[0] * hidden[0, ..., 0].numel())
         return super()._rest(hidden)
+
+
+@pytest.mark.parametrize("together", [1, 20, 1000])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_candidates_are_what_the_policy_makes_of_the_noise_of_each(make_policy, monkeypatch, together, fixed):
+    monkeypatch.setattr(_candidates, "_TOGETHER", together)
+    policy = make_policy(RectifiedFlow(), 2)
+    features, noise = torch.randn(5, 3), torch.randn(7, 5, *policy.action_shape)
+    alone = [policy.sample(features, of_one, features=features) for of_one in noise]
+    with torch.no_grad(), fixed_weights(policy) if fixed else contextlib.nullcontext():
+        torch.testing.assert_close(draw(policy, features, noise), torch.stack(alone))
 
 
 def sides(make_policy, heads, temperature, scale=1.0):
@@ -52,7 +67,7 @@ def test_what_cannot_win_is_not_judged_by_the_second_critic(make_policy):
         lazy(obs, noise)
     first, second = (lazy.critic.frozen_view(view).rows for view in (slice(0, 1), slice(1, None)))
     assert first == [16 * ROWS]
-    assert second[0] == 2 * ROWS
+    assert second[0] == ROWS
     assert sum(second[1:]) < 0.1 * 16 * ROWS  # those that could still win
     assert not lazy.critic.rows
 

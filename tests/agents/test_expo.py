@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from diffpolicy_rl.agents._candidates import draw
 from diffpolicy_rl.agents.expo import EXPO, EXPOConfig, joined
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.experience.decisions import Decisions
@@ -145,12 +144,10 @@ def test_base_and_edit_learn_every_so_many_critic_steps(make_policy):
     assert {"actor/alpha", "base/loss", "critic/loss", "expo/edited"} <= metrics.keys()
 
 
-def test_candidates_are_drawn_in_one_call(make_policy):
-    policy, noise, obs = make_policy(RectifiedFlow(), 3), torch.randn(6, 5, 4, 2), torch.randn(5, 3)
-    with torch.no_grad():
-        one_by_one = torch.stack([policy.sample(obs, part) for part in noise])
-        torch.testing.assert_close(draw(policy, policy.encode(obs), noise), one_by_one)
-    assert joined(obs, noise).shape == (6, 5, 11)
+def test_an_edit_sees_the_features_beside_every_action():
+    features, action = torch.randn(5, 3), torch.randn(6, 5, 4, 2)
+    one_by_one = [torch.cat([features, of_one.flatten(1)], dim=1) for of_one in action]
+    torch.testing.assert_close(joined(features, action), torch.stack(one_by_one))
 
 
 def learned(place, rounds, **changes):
