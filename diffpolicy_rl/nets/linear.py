@@ -19,7 +19,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (..., in) to (..., out)."""
-        return self._product(x, "none") if self._is_packed() else super().forward(x)
+        return self._product(x, "none", self.bias) if self._is_packed() else super().forward(x)
 
     def plus(self, x: Tensor, summand: Tensor) -> Tensor:
         """Map (..., in) to (..., out), and add a summand of that shape."""
@@ -27,25 +27,25 @@ class Linear(nn.Linear):
 
     def weighted(self, x: Tensor, summand: Tensor, bias: Tensor) -> Tensor:
         """The weights times x (..., in), plus a summand and another bias than the layer's, which broadcast to it."""
-        if bias.ndim == x.ndim == 2 and len(bias) == 1:
+        if bias.ndim == 2 and len(bias) == 1:
             bias = bias.squeeze(0)
         if bias.ndim > 1:
             return nn.functional.linear(x, self.weight) + summand + bias
         if not self._is_packed():
             return nn.functional.linear(x, self.weight, bias) + summand
         if summand.shape[:-1] != x.shape[:-1]:
-            return nn.functional.linear(x, self.weight, bias).add_(summand)
+            return self._product(x, "none", bias).add_(summand)
         return torch.ops.mkldnn._linear_pointwise.binary(x, summand, self._packed, bias, "add")
 
     def relu(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), and cut off what is negative."""
-        return self._product(x, "relu") if self._is_packed() else super().forward(x).relu_()
+        return self._product(x, "relu", self.bias) if self._is_packed() else super().forward(x).relu_()
 
     def _is_packed(self) -> bool:
         return not (self._packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
 
-    def _product(self, x: Tensor, then: str) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, then, [], "")
+    def _product(self, x: Tensor, then: str, bias: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, then, [], "")
 
     def pack(self) -> None:
         """Bring the weight, as it is now, into oneDNN's order, where there is oneDNN."""
