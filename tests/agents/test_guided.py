@@ -162,7 +162,9 @@ def test_finds_the_corner_that_pays_most(make_policy, name):
 
 
 @pytest.mark.parametrize(("kind", "process", "steps"), [(DQL, DDPM(levels=2), 2), (OFQL, MeanFlow(), 1)])
-def test_compiled_losses_are_the_same(make_policy, kind, process, steps):
+def test_compiled_losses_are_the_same(make_policy, monkeypatch, kind, process, steps):
+    compile, compiled_ones = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda part: compiled_ones.append(part.__name__) or compile(part))
     policy, config = make_policy(process, steps, horizon=1, execute=1), kind.Config(**SMALL, steps=3)
     plain = kind(copy.deepcopy(policy), config, iterations=1, seed=0)
     fast = kind(policy, dataclasses.replace(config, compile=True), iterations=1, seed=0)
@@ -170,6 +172,7 @@ def test_compiled_losses_are_the_same(make_policy, kind, process, steps):
     data = corners()
     for agent in (plain, fast):
         learned(agent, data)
+    assert sorted(compiled_ones) == ["_judge", "_objective", "sample"]
     for ours, compiled in zip(plain.base.online.parameters(), fast.base.online.parameters(), strict=True):
         torch.testing.assert_close(compiled, ours, atol=1e-4, rtol=1e-3)
 
