@@ -1,12 +1,12 @@
 """Updates and decisions of DQL and OFQL: against the public DQL's way of doing the same, and against each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Figures, against_textbook, gemm_floor, product_flops, several, take_turns
+from benchmarks.measure import Figures, gemm_floor, product_flops, several, take_turns, with_plain_fp32
 from benchmarks.replay_update import check_equal_work
 from benchmarks.textbook_dql import PublicDQL, TextbookDQL
 from diffpolicy_rl.agents.dql import DQL
@@ -19,15 +19,16 @@ from diffpolicy_rl.training.compose import compose
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.threads import torch_threads
 
-_STEPS = 20  # gradient steps per update
-_DECISIONS = 5  # for each of as many observations as are learned from at once
+STEPS = 20  # gradient steps per update
+DECISIONS = 5  # for each of as many observations as are learned from at once
 
 
 def compare(threads: int, repeats: int) -> dict[str, Figures]:
-    """Milliseconds of updates of 20 gradient steps and of 5 decisions for 256 observations, and their ratios.
+    """Milliseconds of a gradient step and of decisions for 256 observations, and their ratios.
 
     Hopper's packaged demonstrations and the agents' own settings: 3 layers of 256, batches of 256, DQL with K = 5. The
-    other sides are a textbook's, which does the same work with the same nets, and the public code's, with its own.
+    other sides are a textbook's, which does the same work with the same nets, and the public code's, with its own; they
+    have torch's own choice of fp32 kernels, or ours (``same_gemm``). All sides take turns.
 
     Args:
         threads: torch threads.
@@ -36,79 +37,95 @@ def compare(threads: int, repeats: int) -> dict[str, Figures]:
     (dql, experience), (ofql, _) = sides_of("dql"), sides_of("ofql")
     obs = experience.sample(dql.config.batch, dql.config.mixing, dql.config.gamma, dql.generator).obs
     with torch_threads(threads):
-        figures = _updates(dql, ofql, experience, repeats)
+        figures = {"updates": _updates(dql, ofql, experience, repeats)}
         with torch.inference_mode():
             return figures | _decisions(dql, ofql, obs, repeats)
 
 
-def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> dict[str, Figures]:
+def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> Figures:
     check_equal_work(dql, TextbookDQL, experience)
 
-    def theirs(textbook: TextbookDQL) -> Callable[[], None]:
+    def learning(textbook: TextbookDQL) -> Callable[[], None]:
         config = textbook.config
         return several(
             lambda: textbook.learn(experience.sample(config.batch, config.mixing, config.gamma, textbook.generator)),
-            _STEPS,
+            STEPS,
         )
 
-    def ours() -> object:
-        return dql.update(experience)
-
-    def one_step() -> object:
-        return ofql.update(experience)
-
-    figures: dict[str, Figures] = {}
-    plain, fast = {"dql": ours, "ofql": one_step}, {name: _compiled(name) for name in ("dql", "ofql")}
-    for prefix, sides in (("compiled_", fast), ("", plain)):
-        figures[f"{prefix}dql"] = against_textbook(sides["dql"], theirs(TextbookDQL(dql)), repeats)
-        figures[f"{prefix}dql_against_public_code"] = against_textbook(sides["dql"], theirs(PublicDQL(dql)), repeats)
-        pair = _versus(sides, repeats)
-        figures[f"{prefix}ofql_update"] = pair | {"ofql_updates_per_s": 1e3 * _STEPS / pair["ofql_ms"]}
+    plain = {name: _learning(agent, experience) for name, agent in (("dql", dql), ("ofql", ofql))}
+    compiled = {f"{name}_compiled": _compiled(name) for name in plain}
+    others = _with_either_kernels(learning, _others(dql))
+    figures = _times(plain | compiled | others, STEPS, repeats)
+    ratios = [(other, ours) for other in others for ours in ("dql", "dql_compiled")]
+    figures |= _ratios(figures, [*ratios, ("dql", "ofql"), ("dql_compiled", "ofql_compiled")])
     # Counting the products of compiled code would make torch compile it anew, and worse; they are as many.
-    figures["dql"] |= gemm_floor(ours, dql.config.batch, "fp32")
-    figures["ofql_update"] |= _work(plain) | gemm_floor(one_step, ofql.config.batch, "fp32")
-    return figures
+    for name, side in plain.items():
+        figures[f"{name}/gemm_floor"] = gemm_floor(side, dql.config.batch, "fp32")["ours/gemm_floor"]
+    return figures | _work(plain)
+
+
+def _others(dql: DQL) -> dict[str, TextbookDQL]:
+    return {"textbook": TextbookDQL(dql), "public_code": PublicDQL(dql)}
+
+
+def _with_either_kernels(
+    working: Callable[[TextbookDQL], Callable[[], None]], others: Mapping[str, TextbookDQL]
+) -> dict[str, Callable[[], object]]:
+    """The other sides at work, with torch's own choice of fp32 kernels and with ours."""
+    sides = {name: working(other) for name, other in others.items()}
+    return {name: with_plain_fp32(side) for name, side in sides.items()} | {
+        f"{name}_same_gemm": side for name, side in sides.items()
+    }
+
+
+def _learning(agent: Any, experience: Experience) -> Callable[[], object]:
+    return lambda: agent.update(experience)
 
 
 def _compiled(name: str) -> Callable[[], object]:
     """An update with compiled losses."""
-    agent, experience = sides_of(name, "agent.compile=true")
+    update = _learning(*sides_of(name, "agent.compile=true"))
     for _ in range(3):
-        agent.update(experience)  # sizes that change are compiled for once they did
-    return lambda: agent.update(experience)
+        update()  # sizes that change are compiled for once they did
+    return update
 
 
 def _decisions(dql: DQL, ofql: OFQL, obs: Tensor, repeats: int) -> dict[str, Figures]:
-    others = {"textbook_dql": TextbookDQL(dql), "public_dql": PublicDQL(dql)}
-    check_equal_actions(dql, others["textbook_dql"], obs)
+    textbooks = _others(dql)  # before weights are packed, which cannot be copied
+    check_equal_actions(dql, textbooks["textbook"], obs)
+
+    def acting(policy: Any) -> Callable[[], None]:
+        noise = policy.sample_noise(len(obs))
+        return several(lambda: policy(obs, noise), DECISIONS)
+
     with fixed_weights(dql.policy), fixed_weights(ofql.policy):  # as evaluation has them
-        sides = {"dql": _acting(dql._deployed(), obs), "ofql": _acting(ofql._deployed(), obs)}
-        alone = {"dql": _acting(dql.policy.deploy(), obs), "ofql": _acting(ofql.policy.deploy(), obs)}
-        figures = {
-            "acting": _versus(sides, repeats) | _work(sides),
-            "acting_without_candidates": _versus(alone, repeats) | _work(alone),
+        chosen, alone = (
+            {"dql": acting(of_dql), "ofql": acting(of_ofql)}
+            for of_dql, of_ofql in ((dql._deployed(), ofql._deployed()), (dql.policy.deploy(), ofql.policy.deploy()))
+        )
+        others = _with_either_kernels(acting, textbooks)
+        figures = _times(chosen | others, DECISIONS, repeats)
+        without = _times(alone, DECISIONS, repeats)
+        ratios = [(other, ours) for other in others for ours in chosen]
+        return {
+            "decisions": figures | _ratios(figures, [*ratios, ("dql", "ofql")]) | _work(chosen),
+            "decisions_without_candidates": without | _ratios(without, [("dql", "ofql")]) | _work(alone),
         }
-        for other, policy in others.items():
-            for name, side in sides.items():
-                figures[f"acting_{name}_against_{other}"] = against_textbook(side, _acting(policy, obs), repeats)
-    return figures
 
 
-def _versus(sides: Mapping[str, Callable[[], object]], repeats: int) -> Figures:
-    """Milliseconds of both, and how many times longer DQL takes."""
-    seconds = take_turns(sides, repeats)
-    figures = {f"{name}_ms": 1e3 * value for name, value in seconds.items()}
-    return figures | {"dql/ofql": seconds["dql"] / seconds["ofql"]}
+def _times(sides: Mapping[str, Callable[[], object]], calls: int, repeats: int) -> Figures:
+    """Milliseconds of one of so many calls of every side."""
+    return {f"{name}_ms": 1e3 * seconds / calls for name, seconds in take_turns(sides, repeats).items()}
+
+
+def _ratios(figures: Figures, pairs: Iterable[tuple[str, str]]) -> Figures:
+    """How many times longer the first of each pair takes."""
+    return {f"{slow}/{fast}": figures[f"{slow}_ms"] / figures[f"{fast}_ms"] for slow, fast in pairs}
 
 
 def _work(sides: Mapping[str, Callable[[], object]]) -> Figures:
     """How many times the arithmetic of OFQL's products DQL's have."""
     return {"dql/ofql_work": product_flops(sides["dql"]) / product_flops(sides["ofql"])}
-
-
-def _acting(policy: Any, obs: Tensor) -> Callable[[], None]:
-    noise = policy.sample_noise(len(obs))
-    return several(lambda: policy(obs, noise), _DECISIONS)
 
 
 def check_equal_actions(agent: DQL, textbook: TextbookDQL, obs: Tensor) -> None:
@@ -128,7 +145,7 @@ def check_equal_actions(agent: DQL, textbook: TextbookDQL, obs: Tensor) -> None:
 
 def sides_of(name: str, *words: str) -> tuple[Any, Experience]:
     """An agent about to learn offline, with settings of its own, and what it learns from."""
-    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={_STEPS}", *words], sweep=False)
+    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={STEPS}", *words], sweep=False)
     env = build_env(run, run.env.num_envs)
     spec = spec_of(env)
     phase = Phase(run, "offline", build_policy(run.policy, spec, run.seed), env, spec)

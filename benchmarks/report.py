@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from benchmarks import distillations
+from benchmarks import distillations, speeds
 from benchmarks.comparison import Comparison
 from benchmarks.finished import Finished, agent_of, find_runs, refuse_unlike, source_of
 from benchmarks.ledger import read_results
@@ -133,6 +133,8 @@ def with_tables(readme: str) -> str:
         begin, what, end = found.groups()
         if what == _ROWS:
             return f"{begin}{tables(load_results())}\n{end}"
+        if what == speeds.NAME:
+            return f"{begin}{speeds.table(json.loads((RESULTS / f'{what}.json').read_text())['offline'])}\n{end}"
         if what == distillations.NAME:
             students = json.loads((RESULTS / f"{what}.json").read_text())["students"]
             return f"{begin}{distillations.table(students)}\n{end}"

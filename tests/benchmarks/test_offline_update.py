@@ -45,8 +45,10 @@ def test_ratios_are_of_time_and_of_the_arithmetic_of_products(monkeypatch):
     a, seconds = torch.randn(8, 16), {"dql": 0.009, "ofql": 0.004}
     monkeypatch.setattr(offline_update, "take_turns", lambda sides, repeats: seconds)
     sides = {name: (lambda n=n: [a @ a.T for _ in range(n)]) for name, n in (("dql", 7), ("ofql", 3))}
-    assert offline_update._versus(sides, 1) | offline_update._work(sides) == pytest.approx(
-        {"dql_ms": 9, "ofql_ms": 4, "dql/ofql": 9 / 4, "dql/ofql_work": 7 / 3}
+    figures = offline_update._times(sides, 2, 1)
+    ratios = offline_update._ratios(figures, [("dql", "ofql")])
+    assert figures | ratios | offline_update._work(sides) == pytest.approx(
+        {"dql_ms": 4.5, "ofql_ms": 2, "dql/ofql": 9 / 4, "dql/ofql_work": 7 / 3}
     )
 
 
