@@ -244,8 +244,9 @@ class ConditionMLP(DenoisingNet):
         return (prediction.tanh() if self.squash else prediction,)
 
     def denoise(self, x: Tensor, context: Context) -> Tensor:
-        """The prediction (..., H, D), whatever x is."""
-        return context[0].unflatten(-1, self.action_shape)
+        """The prediction (..., H, D), whatever x is; leading dimensions broadcast."""
+        prediction = context[0].unflatten(-1, self.action_shape)
+        return prediction.expand(torch.broadcast_shapes(x.shape, prediction.shape))
 
 
 class NoiseNet(nn.Module):

@@ -10,6 +10,7 @@ from diffpolicy_rl.agents._candidates import ChosenCandidate, LeastValueCandidat
 from diffpolicy_rl.nets.critics import CriticEnsemble
 from diffpolicy_rl.nets.linear import fixed_weights
 from diffpolicy_rl.policies.flow import RectifiedFlow
+from tests.agents.offline_bandit import deterministic
 
 ROWS = 300
 
@@ -28,9 +29,10 @@ class Counting(CriticEnsemble):
 
 @pytest.mark.parametrize("together", [1, 20, 1000])
 @pytest.mark.parametrize("fixed", [True, False])
-def test_candidates_are_what_the_policy_makes_of_the_noise_of_each(make_policy, monkeypatch, together, fixed):
+@pytest.mark.parametrize("noisy", [True, False])
+def test_candidates_are_what_the_policy_makes_of_the_noise_of_each(make_policy, monkeypatch, together, fixed, noisy):
     monkeypatch.setattr(_candidates, "_TOGETHER", together)
-    policy = make_policy(RectifiedFlow(), 2)
+    policy = make_policy(RectifiedFlow(), 2) if noisy else deterministic()
     features, noise = torch.randn(5, 3), torch.randn(7, 5, *policy.action_shape)
     alone = [policy.sample(features, of_one, features=features) for of_one in noise]
     with torch.no_grad(), fixed_weights(policy) if fixed else contextlib.nullcontext():
