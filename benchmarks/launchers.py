@@ -47,7 +47,7 @@ def train(run: Path, words: Sequence[str], signals: StopSignals | None = None) -
     signals = signals or StopSignals()
     if signals.received:
         return
-    print(f"training {run}\n", end="", flush=True)  # in one piece: others train beside it
+    _say(f"training {run}")
     run.parent.mkdir(parents=True, exist_ok=True)
     with log_of(run).open("ab") as log:
         process = subprocess.Popen(command(run, words), stdout=log, stderr=log, start_new_session=True)
@@ -57,7 +57,12 @@ def train(run: Path, words: Sequence[str], signals: StopSignals | None = None) -
             process.terminate()
             process.wait()
     if not signals.received:
-        print(f"{_outcome(run)}\n", end="", flush=True)
+        _say(_outcome(run))
+
+
+def _say(line: str) -> None:
+    """Print a line in one piece, because others train beside this one."""
+    print(f"{line}\n", end="", flush=True)
 
 
 def _outcome(run: Path) -> str:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,24 +47,32 @@ def with_plain_fp32(run: Callable[[], object]) -> Callable[[], object]:
     return plain
 
 
+def with_either_kernels(sides: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """Sides with torch's own choice of fp32 kernels, and, named ``same_gemm``, with ours.
+
+    A ratio to the latter holds what the code alone gains.
+    """
+    plain = {name: with_plain_fp32(side) for name, side in sides.items()}
+    return plain | {f"{name}_same_gemm": side for name, side in sides.items()}
+
+
+def milliseconds(sides: Mapping[str, Callable[[], object]], calls: int, repeats: int) -> Figures:
+    """Milliseconds of one of the so many calls that every side makes in its turn."""
+    return {f"{name}_ms": 1e3 * seconds / calls for name, seconds in take_turns(sides, repeats).items()}
+
+
+def ratios(figures: Figures, pairs: Iterable[tuple[str, str]]) -> Figures:
+    """How many times longer the first of each pair takes."""
+    return {f"{slow}/{fast}": figures[f"{slow}_ms"] / figures[f"{fast}_ms"] for slow, fast in pairs}
+
+
 def against_textbook(
     ours: Callable[[], object], textbook: Callable[[], object], repeats: int, calls: int = 1
 ) -> Figures:
-    """Milliseconds per call of both sides, and how many times longer the textbook's takes.
-
-    ``textbook`` has torch's own choice of fp32 kernels; ``textbook_same_gemm`` has ours, so that its ratio holds what
-    the code alone gains.
-    """
-    seconds = take_turns(
-        {
-            "ours": several(ours, calls),
-            "textbook": with_plain_fp32(several(textbook, calls)),
-            "textbook_same_gemm": several(textbook, calls),
-        },
-        repeats,
-    )
-    ratios = {f"{name}/ours": value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
-    return {f"{name}_ms": 1e3 * value / calls for name, value in seconds.items()} | ratios
+    """Milliseconds per call of both sides, and how many times longer the textbook's takes, with either kernels."""
+    others = with_either_kernels({"textbook": several(textbook, calls)})
+    figures = milliseconds({"ours": several(ours, calls)} | others, calls, repeats)
+    return figures | ratios(figures, [(other, "ours") for other in others])
 
 
 def gemm_floor(run: Callable[[], object], rows: int, precision: str, turns: int = 5) -> Figures:

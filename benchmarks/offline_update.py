@@ -1,12 +1,12 @@
 """Updates and decisions of DQL and OFQL: against the public DQL's way of doing the same, and against each other."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Figures, gemm_floor, product_flops, several, take_turns, with_plain_fp32
+from benchmarks.measure import Figures, gemm_floor, milliseconds, product_flops, ratios, several, with_either_kernels
 from benchmarks.replay_update import check_equal_work
 from benchmarks.textbook_dql import PublicDQL, TextbookDQL
 from diffpolicy_rl.agents.dql import DQL
@@ -19,8 +19,8 @@ from diffpolicy_rl.training.compose import compose
 from diffpolicy_rl.training.phase import Phase
 from diffpolicy_rl.training.threads import torch_threads
 
-STEPS = 20  # gradient steps per update
-DECISIONS = 5  # for each of as many observations as are learned from at once
+_STEPS = 20  # gradient steps per update
+_DECISIONS = 5  # for each of as many observations as are learned from at once
 
 
 def compare(threads: int, repeats: int) -> dict[str, Figures]:
@@ -49,15 +49,15 @@ def _updates(dql: DQL, ofql: OFQL, experience: Experience, repeats: int) -> Figu
         config = textbook.config
         return several(
             lambda: textbook.learn(experience.sample(config.batch, config.mixing, config.gamma, textbook.generator)),
-            STEPS,
+            _STEPS,
         )
 
-    plain = {name: _learning(agent, experience) for name, agent in (("dql", dql), ("ofql", ofql))}
+    plain = {name: _updating(agent, experience) for name, agent in (("dql", dql), ("ofql", ofql))}
     compiled = {f"{name}_compiled": _compiled(name) for name in plain}
-    others = _with_either_kernels(learning, _others(dql))
-    figures = _times(plain | compiled | others, STEPS, repeats)
-    ratios = [(other, ours) for other in others for ours in ("dql", "dql_compiled")]
-    figures |= _ratios(figures, [*ratios, ("dql", "ofql"), ("dql_compiled", "ofql_compiled")])
+    others = with_either_kernels({name: learning(other) for name, other in _others(dql).items()})
+    figures = milliseconds(plain | compiled | others, _STEPS, repeats)
+    pairs = [(other, ours) for other in others for ours in ("dql", "dql_compiled")]
+    figures |= ratios(figures, [*pairs, ("dql", "ofql"), ("dql_compiled", "ofql_compiled")])
     # Counting the products of compiled code would make torch compile it anew, and worse; they are as many.
     for name, side in plain.items():
         figures[f"{name}/gemm_floor"] = gemm_floor(side, dql.config.batch, "fp32")["ours/gemm_floor"]
@@ -68,23 +68,13 @@ def _others(dql: DQL) -> dict[str, TextbookDQL]:
     return {"textbook": TextbookDQL(dql), "public_code": PublicDQL(dql)}
 
 
-def _with_either_kernels(
-    working: Callable[[TextbookDQL], Callable[[], None]], others: Mapping[str, TextbookDQL]
-) -> dict[str, Callable[[], object]]:
-    """The other sides at work, with torch's own choice of fp32 kernels and with ours."""
-    sides = {name: working(other) for name, other in others.items()}
-    return {name: with_plain_fp32(side) for name, side in sides.items()} | {
-        f"{name}_same_gemm": side for name, side in sides.items()
-    }
-
-
-def _learning(agent: Any, experience: Experience) -> Callable[[], object]:
+def _updating(agent: Any, experience: Experience) -> Callable[[], object]:
     return lambda: agent.update(experience)
 
 
 def _compiled(name: str) -> Callable[[], object]:
     """An update with compiled losses."""
-    update = _learning(*sides_of(name, "agent.compile=true"))
+    update = _updating(*sides_of(name, "agent.compile=true"))
     for _ in range(3):
         update()  # sizes that change are compiled for once they did
     return update
@@ -96,31 +86,21 @@ def _decisions(dql: DQL, ofql: OFQL, obs: Tensor, repeats: int) -> dict[str, Fig
 
     def acting(policy: Any) -> Callable[[], None]:
         noise = policy.sample_noise(len(obs))
-        return several(lambda: policy(obs, noise), DECISIONS)
+        return several(lambda: policy(obs, noise), _DECISIONS)
 
     with fixed_weights(dql.policy), fixed_weights(ofql.policy):  # as evaluation has them
         chosen, alone = (
             {"dql": acting(of_dql), "ofql": acting(of_ofql)}
             for of_dql, of_ofql in ((dql._deployed(), ofql._deployed()), (dql.policy.deploy(), ofql.policy.deploy()))
         )
-        others = _with_either_kernels(acting, textbooks)
-        figures = _times(chosen | others, DECISIONS, repeats)
-        without = _times(alone, DECISIONS, repeats)
-        ratios = [(other, ours) for other in others for ours in chosen]
+        others = with_either_kernels({name: acting(other) for name, other in textbooks.items()})
+        figures = milliseconds(chosen | others, _DECISIONS, repeats)
+        without = milliseconds(alone, _DECISIONS, repeats)
+        pairs = [(other, ours) for other in others for ours in chosen]
         return {
-            "decisions": figures | _ratios(figures, [*ratios, ("dql", "ofql")]) | _work(chosen),
-            "decisions_without_candidates": without | _ratios(without, [("dql", "ofql")]) | _work(alone),
+            "decisions": figures | ratios(figures, [*pairs, ("dql", "ofql")]) | _work(chosen),
+            "decisions_without_candidates": without | ratios(without, [("dql", "ofql")]) | _work(alone),
         }
-
-
-def _times(sides: Mapping[str, Callable[[], object]], calls: int, repeats: int) -> Figures:
-    """Milliseconds of one of so many calls of every side."""
-    return {f"{name}_ms": 1e3 * seconds / calls for name, seconds in take_turns(sides, repeats).items()}
-
-
-def _ratios(figures: Figures, pairs: Iterable[tuple[str, str]]) -> Figures:
-    """How many times longer the first of each pair takes."""
-    return {f"{slow}/{fast}": figures[f"{slow}_ms"] / figures[f"{fast}_ms"] for slow, fast in pairs}
 
 
 def _work(sides: Mapping[str, Callable[[], object]]) -> Figures:
@@ -145,7 +125,7 @@ def check_equal_actions(agent: DQL, textbook: TextbookDQL, obs: Tensor) -> None:
 
 def sides_of(name: str, *words: str) -> tuple[Any, Experience]:
     """An agent about to learn offline, with settings of its own, and what it learns from."""
-    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={STEPS}", *words], sweep=False)
+    (run,) = compose([f"agent={name}", "env=hopper", f"agent.steps={_STEPS}", *words], sweep=False)
     env = build_env(run, run.env.num_envs)
     spec = spec_of(env)
     phase = Phase(run, "offline", build_policy(run.policy, spec, run.seed), env, spec)

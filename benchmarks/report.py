@@ -35,6 +35,11 @@ from diffpolicy_rl.types import DeployedPolicy
 README = ROOT / "README.md"
 _TABLE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
 _ROWS, _SUITE = "python -m benchmarks.report table", "suite "
+# Tables made from a part of one file in benchmarks/results, by its name.
+_OF_ONE_FILE: dict[str, tuple[Callable[[Any], str], str]] = {
+    distillations.NAME: (distillations.table, "students"),
+    speeds.NAME: (speeds.table, "offline"),
+}
 _USAGE = (
     "python -m benchmarks.report RUN RUN ... [out=PAGE] | suite=NAME [out=PAGE] "
     "| add name=NAME runs=RUN,RUN,... [variant=TEXT] | distilled RUN RUN ... | table | check"
@@ -133,11 +138,9 @@ def with_tables(readme: str) -> str:
         begin, what, end = found.groups()
         if what == _ROWS:
             return f"{begin}{tables(load_results())}\n{end}"
-        if what == speeds.NAME:
-            return f"{begin}{speeds.table(json.loads((RESULTS / f'{what}.json').read_text())['offline'])}\n{end}"
-        if what == distillations.NAME:
-            students = json.loads((RESULTS / f"{what}.json").read_text())["students"]
-            return f"{begin}{distillations.table(students)}\n{end}"
+        if what in _OF_ONE_FILE:
+            table, part = _OF_ONE_FILE[what]
+            return f"{begin}{table(json.loads((RESULTS / f'{what}.json').read_text())[part])}\n{end}"
         results = read_results(what.removeprefix(_SUITE))
         return f"{begin}{markdown_table(task_table(Comparison(results), 'last'))}\n{end}"
 

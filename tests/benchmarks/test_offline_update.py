@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from benchmarks import offline_update
+from benchmarks import measure, offline_update
 from benchmarks.measure import product_flops
 from benchmarks.offline_update import check_equal_actions, sides_of
 from benchmarks.replay_update import check_equal_work
@@ -43,10 +43,10 @@ def test_sides_choose_equal_actions():
 
 def test_ratios_are_of_time_and_of_the_arithmetic_of_products(monkeypatch):
     a, seconds = torch.randn(8, 16), {"dql": 0.009, "ofql": 0.004}
-    monkeypatch.setattr(offline_update, "take_turns", lambda sides, repeats: seconds)
+    monkeypatch.setattr(measure, "take_turns", lambda sides, repeats: seconds)
     sides = {name: (lambda n=n: [a @ a.T for _ in range(n)]) for name, n in (("dql", 7), ("ofql", 3))}
-    figures = offline_update._times(sides, 2, 1)
-    ratios = offline_update._ratios(figures, [("dql", "ofql")])
+    figures = measure.milliseconds(sides, 2, 1)
+    ratios = measure.ratios(figures, [("dql", "ofql")])
     assert figures | ratios | offline_update._work(sides) == pytest.approx(
         {"dql_ms": 4.5, "ofql_ms": 2, "dql/ofql": 9 / 4, "dql/ofql_work": 7 / 3}
     )
