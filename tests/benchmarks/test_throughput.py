@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from benchmarks import env_stepping, measure, throughput
-from benchmarks.measure import against_textbook, gemm_floor, product_flops, take_turns, with_plain_fp32
+from benchmarks.measure import (
+    against_textbook,
+    gemm_floor,
+    product_flops,
+    take_turns,
+    with_either_kernels,
+    with_plain_fp32,
+)
 from diffpolicy_rl.errors import UserError
 from diffpolicy_rl.nets.linear import Linear, fixed_weights
 
@@ -132,6 +139,14 @@ def test_the_other_side_chooses_its_own_kernels_and_the_choice_is_put_back():
     with pytest.raises(ZeroDivisionError):
         with_plain_fp32(lambda: 1 / 0)()
     assert MATMUL.fp32_precision == "bf16"
+
+
+def test_either_kernels_are_torchs_choice_and_ours():
+    MATMUL.fp32_precision, seen = "bf16", []
+    sides = with_either_kernels({"a": lambda: seen.append(MATMUL.fp32_precision)})
+    for name in ("a", "a_same_gemm"):
+        sides[name]()
+    assert seen == ["none", "bf16"]
 
 
 def test_ratios_say_how_much_longer_the_textbook_takes():
